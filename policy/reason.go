@@ -1,0 +1,84 @@
+package policy
+
+// Reason says how a decision ended. It is the word in the audit line, the
+// metric label and the x-mcp-auth-reason header.
+type Reason uint8
+
+// The reasons, in the order of the request path.
+const (
+	// Undecided is the zero value: no decision was made, which is a refusal.
+	Undecided Reason = iota
+	// Allowed lets the request go on with the upstream's credential.
+	Allowed
+	// NoPolicy: no upstream of that name, or none was given.
+	NoPolicy
+	// BadRequest: two identities, or a duplicate or malformed security header.
+	BadRequest
+	// OriginDenied: an Origin that the upstream's policy does not list.
+	OriginDenied
+	// CallerUnknown: the request proves no caller.
+	CallerUnknown
+	// CallerInvalid: the request offers a proof that does not hold.
+	CallerInvalid
+	// TokenUnavailable: the authorization server is down or slow.
+	TokenUnavailable
+	// TokenRefused: the authorization server answered, and not with a usable token.
+	TokenRefused
+	// UpstreamRejected: the upstream refused our credential for good.
+	UpstreamRejected
+
+	reasonCount
+)
+
+// outcome is one row of the table of refusals.
+type outcome struct {
+	word   string
+	status int
+	text   string
+}
+
+// row holds the one switch from reason to words: a Reason without a row does
+// not pass the linter (exhaustive).
+func (r Reason) row() outcome {
+	switch r {
+	case Allowed:
+		return outcome{"allowed", 200, "The request was allowed."}
+	case NoPolicy:
+		return outcome{"no_policy", 403, "No upstream of this name is in the policy. Check the path against the upstreams of the policy file."}
+	case BadRequest:
+		return outcome{"bad_request", 400, "A header that decides about access is duplicate, malformed or contradicts another. Send it once."}
+	case OriginDenied:
+		return outcome{"origin_denied", 403, "The Origin of this request is not allowed. List it under origins.allow of the upstream, or call without a browser."}
+	case CallerUnknown:
+		return outcome{"caller_unknown", 403, "The caller is not known to this upstream. Present the client certificate or the x-mcp-auth-key that the policy names."}
+	case CallerInvalid:
+		return outcome{"caller_invalid", 403, "The caller's credential is not valid. Check the x-mcp-auth-key against the policy."}
+	case TokenUnavailable:
+		return outcome{"token_unavailable", 503, "The authorization server of this upstream cannot be reached. Try again later."}
+	case TokenRefused:
+		return outcome{"token_refused", 502, "The authorization server refused to issue a token for this upstream. Its operator must check the credential."}
+	case UpstreamRejected:
+		return outcome{"upstream_rejected", 502, "The upstream refused the service credential. Its operator must check audience, scopes and revocation."}
+	case Undecided, reasonCount:
+	}
+	return outcome{"undecided", 500, "No decision was made."}
+}
+
+// String returns the reason word, such as "no_policy".
+func (r Reason) String() string { return r.row().word }
+
+// Status returns the HTTP status the caller gets, 200 for Allowed.
+func (r Reason) Status() int { return r.row().status }
+
+// Text returns the fixed sentence the caller gets. It never holds anything of
+// the request, the policy or an authorization server's answer.
+func (r Reason) Text() string { return r.row().text }
+
+// Reasons lists every reason a decision can end with, Allowed first.
+func Reasons() []Reason {
+	all := make([]Reason, 0, reasonCount-1)
+	for r := Allowed; r < reasonCount; r++ {
+		all = append(all, r)
+	}
+	return all
+}

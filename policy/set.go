@@ -1,0 +1,126 @@
+package policy
+
+import "time"
+
+// Set is a checked policy, ready to decide. It is immutable.
+type Set struct {
+	// Server is where this process listens, defaults filled in.
+	Server Server
+	// Envoy is what rendering lays out, defaults filled in.
+	Envoy Envoy
+	// Upstreams are all upstreams, sorted by name.
+	Upstreams []*Upstream
+	// Callers are all callers, sorted by name.
+	Callers []*Caller
+	// Warnings are things that are allowed and that an operator should know, such as a caller of kind any.
+	Warnings []Fault
+
+	byName    map[string]*Upstream
+	byCluster map[string]*Upstream
+	routes    []routeKey // exact names first, then patterns, longest first
+}
+
+type routeKey struct {
+	name   string // without the trailing *
+	prefix bool
+	up     *Upstream
+}
+
+// Server is the compiled `server` block. Empty TLS paths mean no TLS.
+type Server struct {
+	Listen, Admin                      string
+	TLS                                *TLSSpec
+	Deadline, DrainDelay, DrainTimeout time.Duration
+	ReadyNeedsTokens                   bool
+}
+
+// Envoy is the compiled `envoy` block.
+type Envoy struct {
+	Listen, Host, PublicURL string
+	ByHost                  bool
+	TLS                     *TLSSpec
+}
+
+// Upstream is one compiled upstream.
+type Upstream struct {
+	// Name is its key in the policy file.
+	Name string
+	// URL is the url as written; Resource is its canonical form (RFC 8707 §2:
+	// lower-case scheme and host, no default port, no trailing slash of an empty path).
+	URL, Resource string
+	// CA is the path of the PEM file Envoy verifies the upstream with, or empty.
+	CA string
+	// Cluster is the Envoy cluster's name, Route the route name or pattern (may be empty),
+	// Listen the listener of its own (may be empty).
+	Cluster, Route, Listen string
+	// RetryOn401 is whether rendered configuration repeats a call on 401.
+	RetryOn401 bool
+	// Callers are those who may call; any one may match.
+	Callers []*Caller
+	// Credential is what it is lent.
+	Credential Credential
+	// Cookies decides about cookies.
+	Cookies CookieRule
+	// Headers decides about all other headers.
+	Headers HeaderRule
+	// Origins are the accepted Origin values.
+	Origins []string
+}
+
+// Credential is what an upstream is lent: OAuth2, or Headers, or nothing.
+type Credential struct {
+	// OAuth2 is set for an access token.
+	OAuth2 *OAuth2
+	// Headers are fixed headers, sorted by name; names are lower case.
+	Headers []SecretHeader
+}
+
+// None reports whether nothing is lent.
+func (c Credential) None() bool { return c.OAuth2 == nil && len(c.Headers) == 0 }
+
+// SecretHeader is one fixed header.
+type SecretHeader struct {
+	Name  string
+	Value SecretRef
+}
+
+// AuthMethod is a client authentication method of the OAuth registry (RFC 8414 §2).
+type AuthMethod string
+
+// The methods.
+const (
+	ClientSecretBasic AuthMethod = "client_secret_basic"
+	ClientSecretPost  AuthMethod = "client_secret_post"
+)
+
+// OAuth2 is a compiled OAuth 2 client, every default filled in. Two upstreams
+// with equal OAuth2 values share one token.
+type OAuth2 struct {
+	TokenURL     string
+	CA           string
+	ClientID     string
+	ClientSecret SecretRef
+	AuthMethod   AuthMethod
+	// Scopes in the order requested.
+	Scopes []string
+	// Resource is empty when none is sent.
+	Resource string
+	Audience string
+	// Params are sorted by name.
+	Params                       []Param
+	DefaultLifetime, MaxLifetime time.Duration
+}
+
+// Param is one extra parameter of a token request.
+type Param struct{ Name, Value string }
+
+// Caller is one compiled caller: exactly one of the kinds is set.
+type Caller struct {
+	Name string
+	// Any admits everybody.
+	Any bool
+	// Keys are the SHA-256 sums of the accepted x-mcp-auth-key values.
+	Keys [][32]byte
+	// SANs are the accepted subject alternative names.
+	SANs []string
+}
