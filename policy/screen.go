@@ -1,0 +1,4 @@
+package policy
+
+// Screen refuses until it is written.
+func (u *Upstream) Screen(*Request, *Screening) Reason { return BadRequest }
