@@ -1,21 +1,283 @@
 package policy
 
-// HeaderRule is the compiled `headers` block of one upstream.
+import (
+	"slices"
+	"strings"
+)
+
+// guardHeader is the mark a reply leaves for the guard behind the filter. It is
+// ours to set, so a caller's own is overwritten and never listed for removal.
+const guardHeader = "x-mcp-auth-guard"
+
+// keyHeader carries the key of a caller of kind key.
+const keyHeader = "x-mcp-auth-key"
+
+// HeaderRule is the compiled `headers` block of one upstream. It is immutable.
+//
+// It holds two kinds of tables, and reads them differently. What forbids is read
+// loosely: letters in any case, and `_` as `-`, because CGI, WSGI and their kin
+// make one variable of both spellings. What permits is read strictly: any case,
+// nothing else.
+//
+// The zero value takes every secret off and is right for an upstream that is
+// lent nothing.
 type HeaderRule struct {
+	// set are the headers that a reply may write. They are never removed too:
+	// Envoy removes before it writes, but its API does not promise that, and the
+	// other order would take the credential off again.
+	set []string
+	// pass are secrets of the caller that may go on.
+	pass   []string
+	remove []pattern
+	allow  []pattern
+	// always is what Always returns.
 	always []string
 }
 
-// NewHeaderRule compiles a checked block.
-func NewHeaderRule(HeadersSpec, Credential) HeaderRule { return HeaderRule{} }
+// pattern is a header name, or the beginning of one.
+type pattern struct {
+	name   string // without the trailing *
+	prefix bool
+}
 
-// Always returns the headers to remove from every request.
-func (h *HeaderRule) Always() []string { return h.always }
+// NewHeaderRule compiles a checked block. It needs the credential because the
+// headers of the credential overwrite the caller's, whatever the block says.
+func NewHeaderRule(spec HeadersSpec, credential Credential) HeaderRule {
+	h := HeaderRule{
+		pass:   slices.Clone(spec.Pass),
+		remove: patterns(spec.Remove),
+		allow:  patterns(spec.Allow),
+	}
+	if credential.OAuth2 != nil {
+		h.set = append(h.set, "authorization")
+	}
+	for _, fixed := range credential.Headers {
+		h.set = append(h.set, fixed.Name)
+	}
+	h.always = h.blind()
+	return h
+}
 
-// NeedsAll reports whether Envoy must forward every header to us.
-func (h *HeaderRule) NeedsAll() bool { return true }
+func patterns(names []string) []pattern {
+	out := make([]pattern, len(names))
+	for i, n := range names {
+		out[i].name, out[i].prefix = strings.CutSuffix(n, "*")
+	}
+	return out
+}
 
-// Inspected returns the headers that Envoy must forward to us.
-func (u *Upstream) Inspected() (names, prefixes []string, all bool) { return nil, nil, true }
+// secretHeaders are the headers of the caller's own secrets, and cookie2, whose
+// only use was to switch a server's cookie parser. Those that a pattern denies
+// are in denied.
+func secretHeaders() [7]string {
+	return [...]string{
+		"authorization", "proxy-authorization", "x-litellm-api-key", "x-api-key",
+		"x-mcp-auth", keyHeader, "cookie2",
+	}
+}
 
-// Mutable returns the headers that a reply may set or remove.
-func (u *Upstream) Mutable() (names, prefixes []string, all bool) { return nil, nil, false }
+// blind collects what Always returns.
+func (h *HeaderRule) blind() []string {
+	var out []string
+	add := func(name string) {
+		if !h.ours(name) && !listed(out, name) {
+			out = append(out, name)
+		}
+	}
+	for _, name := range secretHeaders() {
+		if !listed(h.pass, name) {
+			add(name)
+		}
+	}
+	for _, p := range h.remove {
+		if !p.prefix {
+			add(p.name)
+		}
+	}
+	return out
+}
+
+// Always returns the headers to remove from every request, whether they were
+// seen or not, because Envoy's forward rules may hide them from us: the secrets
+// of the caller and the exact names of `remove`. It names no header that a reply
+// may set, nor cookie, which has an edit of its own. The caller must not change
+// the slice.
+func (h *HeaderRule) Always() []string {
+	if h.always == nil { // the zero value: even a pass list leaves some
+		return h.blind()
+	}
+	return h.always
+}
+
+// NeedsAll reports whether Envoy must show us every header of a request: an allow
+// list has to see what it drops, and so has a pattern in `remove`, unless it
+// lies in the x-mcp- range, which is always shown.
+func (h *HeaderRule) NeedsAll() bool {
+	return len(h.allow) > 0 || slices.ContainsFunc(h.remove, func(p pattern) bool {
+		return p.prefix && !strings.HasPrefix(p.name, "x-mcp-")
+	})
+}
+
+// Inspected returns the headers that Envoy must forward to us for its decisions
+// to be right, as exact names and as prefixes, both sorted. With all set, that is
+// every header. Fewer than these must not be forwarded, more may.
+//
+// The prefixes are those under which a denied name may hide behind underscores;
+// the plain spellings of x-api-key and its like are removed unseen, so that a
+// secret which decides nothing does not travel here.
+func (u *Upstream) Inspected() (names, prefixes []string, all bool) {
+	names = []string{"authorization", "cookie", keyHeader, "origin", "x-envoy-attempt-count", "x-request-id"}
+	return sorted(names), u.Headers.prefixes(), u.Headers.NeedsAll()
+}
+
+// Mutable returns the headers that a reply of ours may set or remove, for
+// Envoy's mutation rules, as exact names and as prefixes, both sorted. With all
+// set, any header may be removed but those that Envoy keeps to itself.
+func (u *Upstream) Mutable() (names, prefixes []string, all bool) {
+	names = []string{"authorization", "cookie", guardHeader}
+	names = append(names, u.Headers.set...)
+	names = append(names, u.Headers.Always()...)
+	return sorted(names), u.Headers.prefixes(), u.Headers.NeedsAll()
+}
+
+func (h *HeaderRule) prefixes() []string {
+	out := []string{"proxy_", "x-api_", "x-litellm-api_", "x-litellm_", "x-mcp", "x_"}
+	for _, p := range h.remove {
+		if p.prefix && p.name != "" {
+			out = append(out, p.name)
+		}
+	}
+	return sorted(out)
+}
+
+func sorted(names []string) []string {
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+// drops reports whether a header that was seen must be named for removal. The
+// order of the questions is the rule: what is not ours to touch, what may pass,
+// what is denied, what the policy removes, and last what it does not allow.
+func (h *HeaderRule) drops(name string) bool {
+	switch {
+	case h.ours(name), listed(h.always, name):
+		return false
+	case listed(h.pass, name):
+		return removes(h.remove, name)
+	case denied(name), removes(h.remove, name):
+		return true
+	}
+	return len(h.allow) > 0 && !needed(name) && !allows(h.allow, name)
+}
+
+// ours reports whether a removal must not name the header: Envoy refuses to have
+// its own touched, framing is not a policy's affair, the cookie header has an
+// edit of its own, and the headers a reply sets are overwritten.
+func (h *HeaderRule) ours(name string) bool {
+	return strings.HasPrefix(name, ":") || hasPrefix(name, "x-envoy-", strict) ||
+		equal(name, "host", strict) || equal(name, "cookie", strict) ||
+		equal(name, "content-length", strict) || equal(name, "transfer-encoding", strict) ||
+		equal(name, guardHeader, strict) || listed(h.set, name)
+}
+
+// denied reports whether the header may hold a secret of the caller, or is one of
+// the forms x-mcp-SERVER-HEADER by which a client overrides what LiteLLM sends.
+func denied(name string) bool {
+	if hasPrefix(name, "x-mcp-", loose) {
+		return hasPrefix(name, "x-mcp-auth", loose) || hasSuffix(name, "-authorization") ||
+			hasSuffix(name, "-cookie") || hasSuffix(name, "-host")
+	}
+	for _, secret := range secretHeaders() {
+		if equal(name, secret, loose) {
+			return true
+		}
+	}
+	return false
+}
+
+// needed reports whether HTTP or MCP needs the header, so that an allow list need
+// not name it. baggage is missing on purpose: it carries whatever callers put in.
+func needed(name string) bool {
+	for _, n := range neededHeaders() {
+		if equal(name, n, strict) {
+			return true
+		}
+	}
+	return hasPrefix(name, "mcp-param-", strict)
+}
+
+func neededHeaders() [23]string {
+	return [...]string{
+		"content-type", "content-encoding", "te", "expect", "connection", "upgrade",
+		"accept", "accept-encoding", "accept-language", "user-agent", "cache-control",
+		"last-event-id", "mcp-session-id", "mcp-protocol-version", "mcp-method", "mcp-name",
+		"origin", "x-request-id", "x-forwarded-proto", "x-forwarded-for",
+		"traceparent", "tracestate", "keep-alive",
+	}
+}
+
+func removes(list []pattern, name string) bool { return anyMatches(list, name, loose) }
+
+func allows(list []pattern, name string) bool { return anyMatches(list, name, strict) }
+
+func anyMatches(list []pattern, name string, fold reading) bool {
+	for i := range list {
+		p := &list[i]
+		if p.prefix && hasPrefix(name, p.name, fold) || equal(name, p.name, fold) {
+			return true
+		}
+	}
+	return false
+}
+
+func listed(list []string, name string) bool {
+	for _, n := range list {
+		if equal(name, n, strict) {
+			return true
+		}
+	}
+	return false
+}
+
+// reading is how two spellings of a header name are compared, byte by byte and
+// without an allocation.
+type reading uint8
+
+const (
+	// strict ignores the case of ASCII letters (RFC 9110 §5.1).
+	strict reading = iota
+	// loose takes `_` for `-` besides.
+	loose
+)
+
+func equal(a, b string, fold reading) bool {
+	return len(a) == len(b) && same(a, b, fold)
+}
+
+func hasPrefix(name, prefix string, fold reading) bool {
+	return len(name) >= len(prefix) && same(name[:len(prefix)], prefix, fold)
+}
+
+func hasSuffix(name, suffix string) bool {
+	return len(name) >= len(suffix) && same(name[len(name)-len(suffix):], suffix, loose)
+}
+
+// same compares strings of one length.
+func same(a, b string, fold reading) bool {
+	for i := range len(a) {
+		if x, y := a[i], b[i]; x != y && folded(x, fold) != folded(y, fold) {
+			return false
+		}
+	}
+	return true
+}
+
+func folded(c byte, fold reading) byte {
+	switch {
+	case 'A' <= c && c <= 'Z':
+		return c + 'a' - 'A'
+	case c == '_' && fold == loose:
+		return '-'
+	}
+	return c
+}

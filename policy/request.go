@@ -60,12 +60,3 @@ type CookieResult struct {
 	// Kept and Dropped count cookie pairs; malformed pairs count as dropped.
 	Kept, Dropped int
 }
-
-/* Contract of the request path (implemented in lookup.go, screen.go, authorize.go, cookies.go):
-
-func (s *Set) Lookup(r *Request) (*Upstream, Reason)
-func (u *Upstream) Screen(r *Request, sc *Screening) Reason
-func (u *Upstream) Authorize(r *Request, sc *Screening) (*Caller, Reason)
-func (c *CookieRule) Filter(buf []byte, lines [][]byte) CookieResult
-func (h *HeaderRule) Always() []string
-*/
