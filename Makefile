@@ -1,0 +1,68 @@
+include tools/versions.env
+
+TOOL := go tool -modfile=tools/go.mod
+# Packages tested at once. The real Envoy and LiteLLM need processor time to be on time.
+P ?= 2
+# What `make test` and `make e2e` test.
+PKG ?= ./...
+E2E ?= ./envoy/... ./examples/... ./internal/reallitellm/...
+FUZZTIME ?= 60s
+
+# Both print where the program is, and install it first when need be.
+PARTS = ENVOY="$$(tools/install envoy)" && LITELLM="$$(tools/install litellm)" && export ENVOY LITELLM
+GOTEST = $(PARTS) && $(TOOL) gotestsum --format pkgname -- -race -count=1 -timeout 20m -p $(P)
+
+.DEFAULT_GOAL := help
+.PHONY: help build test lint fmt check generated e2e demo bench fuzz vuln golden generate deps relock clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
+
+build: ## Build bin/envoy-mcp-auth
+	go build -trimpath -o bin/ ./cmd/...
+
+test: ## Run every test with the race detector, the real Envoy and the real LiteLLM (PKG=./policy/... for some)
+	@$(GOTEST) $(PKG)
+
+e2e: ## Run only the packages that start the real parts
+	@$(GOTEST) $(E2E)
+
+lint: ## Run golangci-lint (the first run builds it: about 2 minutes)
+	$(TOOL) golangci-lint run
+
+fmt: ## Format the Go files
+	$(TOOL) golangci-lint fmt
+
+check: lint test generated ## What CI runs
+
+generated: generate ## Check that generated files are committed as they are generated
+	git diff --exit-code
+
+generate: ## Write the generated files
+	go generate ./...
+
+golden: ## Write the golden files of tests anew; read the diff before you commit it
+	UPDATE_GOLDEN=1 go test -count=1 $(PKG)
+
+demo: ## Walk through the whole line on real parts (LITELLM=0 without LiteLLM, KEEP=1 leaves it running)
+	@KEEP='$(KEEP)' LITELLM='$(LITELLM)' go run ./examples/demo
+
+bench: ## Benchmarks, then processor time per call next to an empty ext_proc server
+	go test -run '^$$' -bench . -benchmem $(PKG)
+	ENVOY="$$(tools/install envoy)" go run ./envoy/bench
+
+fuzz: ## Run every fuzz target for FUZZTIME (60s)
+	FUZZTIME=$(FUZZTIME) tools/fuzz
+
+vuln: ## Look for known vulnerabilities in what the binary uses
+	tools/vuln
+
+deps: ## Install the real Envoy and LiteLLM into .cache/
+	@tools/install envoy
+	@tools/install litellm
+
+relock: ## Write the locks of the real parts anew from tools/versions.env
+	tools/relock
+
+clean: ## Remove what was built and installed here
+	rm -rf bin .cache
