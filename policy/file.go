@@ -8,7 +8,7 @@ import "time"
 // File is the whole policy file.
 type File struct {
 	// Version is the version of this format. Always 1.
-	Version int `yaml:"version"`
+	Version int `yaml:"version" required:"true"`
 	// Server says where this process listens.
 	Server ServerSpec `yaml:"server"`
 	// Envoy says what `render` lays out.
@@ -18,7 +18,7 @@ type File struct {
 	// Callers names who may call, and how each one proves it.
 	Callers map[string]CallerSpec `yaml:"callers"`
 	// Upstreams names the servers behind Envoy. A name is lower-case letters, digits, `_`, `-` and `.`, at most 63 characters.
-	Upstreams map[string]UpstreamSpec `yaml:"upstreams"`
+	Upstreams map[string]UpstreamSpec `yaml:"upstreams" required:"true"`
 }
 
 // ServerSpec is the `server` block.
@@ -42,10 +42,10 @@ type ServerSpec struct {
 // TLSSpec is a server's side of mutual TLS. All are paths of PEM files, read again when they change.
 type TLSSpec struct {
 	// Certificate is the server's certificate chain.
-	Certificate string `yaml:"certificate"`
+	Certificate string `yaml:"certificate" required:"true"`
 	// PrivateKey is the key of the certificate.
-	PrivateKey string `yaml:"private_key"`
-	// ClientCA holds the authorities whose client certificates are accepted.
+	PrivateKey string `yaml:"private_key" required:"true"`
+	// ClientCA holds the authorities whose client certificates are accepted. `server.tls` needs it; without it, `envoy.tls` asks for no certificate.
 	ClientCA string `yaml:"client_ca"`
 }
 
@@ -57,7 +57,7 @@ type EnvoySpec struct {
 	Route string `yaml:"route" default:"prefix" enum:"prefix,host"`
 	// Host is the parent domain for `route: host`: upstream NAME answers to NAME.HOST.
 	Host string `yaml:"host"`
-	// PublicURL is the base URL under which callers reach the listener. Left out, it is http://LISTEN.
+	// PublicURL is the base URL under which callers reach the listener. Left out, it is http://LISTEN, or https://LISTEN with `tls`.
 	PublicURL string `yaml:"public_url"`
 	// TLS makes the rendered listener speak TLS, and ask for client certificates when `client_ca` is set. Callers of kind `mtls` need it.
 	TLS *TLSSpec `yaml:"tls"`
@@ -90,19 +90,19 @@ type CallerSpec struct {
 // KeySpec is a caller that sends a key.
 type KeySpec struct {
 	// SHA256 is the lower-case hex SHA-256 of the header's value: one, or a list while a key is being rotated.
-	SHA256 StringList `yaml:"sha256"`
+	SHA256 StringList `yaml:"sha256" required:"true"`
 }
 
 // MTLSSpec is a caller with a client certificate.
 type MTLSSpec struct {
 	// SAN lists the accepted subject alternative names: URIs such as spiffe://company/litellm, or DNS names. They are compared exactly.
-	SAN StringList `yaml:"san"`
+	SAN StringList `yaml:"san" required:"true"`
 }
 
 // UpstreamSpec is one upstream.
 type UpstreamSpec struct {
 	// URL is what Envoy connects to. Its canonical form is the RFC 8707 resource of the token request.
-	URL string `yaml:"url"`
+	URL string `yaml:"url" required:"true"`
 	// AllowPlaintext permits an http URL that is not loopback.
 	AllowPlaintext bool `yaml:"allow_plaintext"`
 	// CA is the path of a PEM file with the authorities that sign the upstream's certificate. Left out, Envoy uses the system's.
@@ -146,13 +146,13 @@ type CredentialSpec struct {
 // OAuth2Spec is an OAuth 2 client (RFC 6749 §4.4, client credentials).
 type OAuth2Spec struct {
 	// TokenURL is the token endpoint.
-	TokenURL string `yaml:"token_url"`
+	TokenURL string `yaml:"token_url" required:"true"`
 	// AllowPlaintext permits an http token_url that is not loopback.
 	AllowPlaintext bool `yaml:"allow_plaintext"`
 	// ClientID is the client's identifier.
-	ClientID string `yaml:"client_id"`
+	ClientID string `yaml:"client_id" required:"true"`
 	// ClientSecret is the client's secret: `${NAME}`, {env: NAME} or {file: PATH}. Never the secret itself.
-	ClientSecret SecretSpec `yaml:"client_secret"`
+	ClientSecret SecretSpec `yaml:"client_secret" required:"true"`
 	// AuthMethod says how the client authenticates.
 	AuthMethod string `yaml:"auth_method" default:"client_secret_basic" enum:"client_secret_basic,client_secret_post"`
 	// CA is the path of a PEM file with the authorities that sign the token endpoint's certificate. Left out, the system's.

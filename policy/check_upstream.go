@@ -1,0 +1,124 @@
+package policy
+
+import (
+	"maps"
+	"net/url"
+	"slices"
+	"strings"
+)
+
+func (c *checker) upstream(name string) {
+	path := join("upstreams", name)
+	c.name(path, name, "upstream")
+	up := c.f.Upstreams[name]
+	c.url(path+".url", up.URL, urlRules{plaintext: up.AllowPlaintext, hint: "set allow_plaintext: true if the network between is yours"})
+	c.callerList(path+".callers", up.Callers)
+	c.credential(path+".credential", up.Credential)
+	c.cookies(path+".cookies", up.Cookies)
+	c.headers(path+".headers", up.Headers)
+	c.origins(path+".origins", up.Origins)
+	if up.Envoy != nil {
+		c.upstreamEnvoy(path+".envoy", up.Envoy)
+	}
+	if c.at[path].node != nil && !c.isBlock(path) {
+		return
+	}
+	c.lends(path, &up)
+}
+
+// isBlock reports whether the file has a mapping at path; if not, its missing keys are no further faults.
+func (c *checker) isBlock(path string) bool { return len(c.at[path].node.Content) > 0 }
+
+// lends checks what is needed before anything may be lent, and refuses an
+// upstream that nobody may call (rule S2: who lends its own identity has to
+// know to whom).
+func (c *checker) lends(path string, up *UpstreamSpec) {
+	credential := or(up.Credential, c.f.Defaults.Credential)
+	if credential == nil && !c.has(path+".credential") && !c.has("defaults.credential") {
+		c.fault(path+".credential", "want a credential, got none here and none in defaults; add one, or write credential: none")
+	}
+	if c.callersOf(up) == nil && !c.has(path+".callers") && !c.has("defaults.callers") {
+		c.fault(path+".callers", "want the names of those who may call, got none here and none in defaults; to admit everybody, add callers: [anyone] here and anyone: {any: true} under callers")
+	}
+	headers, at := up.Headers, path+".headers.pass"
+	if headers == nil {
+		headers, at = c.f.Defaults.Headers, path
+	}
+	if headers != nil && len(headers.Pass) > 0 && credential != nil && !credential.None {
+		c.fault(at, "headers.pass lets the caller's own secrets go on, and this upstream is lent a credential; keep one: remove pass, or write credential: none")
+	}
+}
+
+func (c *checker) origins(path string, spec *OriginsSpec) {
+	if spec == nil {
+		return
+	}
+	c.each(path+".allow", spec.Allow, func(path, origin string) {
+		if !isOrigin(origin) {
+			c.fault(path, "want SCHEME://HOST[:PORT] as browsers send it or null, got %s; lower case, no path, no default port", c.gotUpTo(path, "@?#"))
+		}
+	})
+}
+
+// isOrigin checks for an origin as a browser serialises it (RFC 6454 §6.2). Any
+// other spelling would never match.
+func isOrigin(s string) bool {
+	if s == "null" {
+		return true
+	}
+	u, err := url.Parse(s)
+	if err != nil || !isVisible(s) || u.Hostname() == "" || !validPort(u) || strings.Contains(s, "*") {
+		return false
+	}
+	return s == u.Scheme+"://"+u.Host && s == canonical(s)
+}
+
+func (c *checker) upstreamEnvoy(path string, spec *UpstreamEnvoySpec) {
+	if p := path + ".cluster"; c.good(p) && !isVisible(spec.Cluster) {
+		c.fault(p, "want the name of an Envoy cluster, got %s; write it without blanks, in ASCII", c.got(p))
+	}
+	if p := path + ".route"; c.good(p) {
+		rest := strings.TrimSuffix(spec.Route, "*")
+		if rest == "" || strings.Contains(rest, "*") || !isVisible(rest) {
+			c.fault(p, "want the name of an Envoy route, got %s; a * may only end it, after at least one character", c.got(p))
+		}
+	}
+	c.envoyListen(path+".listen", spec.Listen)
+}
+
+// clashes refuses two upstreams that Envoy's configuration could not tell apart.
+func (c *checker) clashes() {
+	clusters, routes := map[string]string{}, map[string]string{}
+	listens := map[string]string{c.f.Envoy.Listen: "envoy.listen"}
+	for _, address := range []struct{ path, value string }{{"server.listen", c.f.Server.Listen}, {"server.admin", c.f.Server.Admin}} {
+		if !strings.HasSuffix(address.value, ":0") {
+			c.once(listens, address.path, address.path, address.value)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.f.Upstreams)) {
+		path := join("upstreams", name)
+		spec := c.f.Upstreams[name].Envoy
+		if spec == nil {
+			spec = &UpstreamEnvoySpec{}
+		}
+		if spec.Cluster == "" {
+			c.once(clusters, path+".envoy.cluster", path, name)
+		} else {
+			c.once(clusters, path+".envoy.cluster", path, spec.Cluster)
+		}
+		c.once(routes, path+".envoy.route", path, spec.Route)
+		c.once(listens, path+".envoy.listen", path+".envoy.listen", spec.Listen)
+	}
+}
+
+// once refuses a value that somebody has already.
+func (c *checker) once(taken map[string]string, path, owner, value string) {
+	if value == "" || c.at[path].bad {
+		return
+	}
+	if other, ok := taken[value]; ok {
+		c.fault(path, "this is also that of %s; give each its own", other)
+		return
+	}
+	taken[value] = owner
+}

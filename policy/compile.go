@@ -1,0 +1,150 @@
+package policy
+
+import (
+	"encoding/hex"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+)
+
+// compile turns a checked file into a Set. It cannot fail.
+func (c *checker) compile() *Set {
+	s := &Set{
+		Server:   c.compileServer(),
+		Envoy:    c.compileEnvoy(),
+		Warnings: c.warnings.inLineOrder(),
+	}
+	callers := make(map[string]*Caller, len(c.f.Callers))
+	for _, name := range slices.Sorted(maps.Keys(c.f.Callers)) {
+		callers[name] = compileCaller(name, c.f.Callers[name])
+		s.Callers = append(s.Callers, callers[name])
+	}
+	s.Upstreams = make([]*Upstream, 0, len(c.f.Upstreams))
+	for _, name := range slices.Sorted(maps.Keys(c.f.Upstreams)) {
+		s.Upstreams = append(s.Upstreams, c.compileUpstream(name, callers))
+	}
+	return s
+}
+
+func (c *checker) compileServer() Server {
+	spec := &c.f.Server
+	return Server{
+		Listen:           spec.Listen,
+		Admin:            spec.Admin,
+		TLS:              c.compileTLS(spec.TLS),
+		Deadline:         time.Duration(spec.Deadline),
+		DrainDelay:       time.Duration(spec.DrainDelay),
+		DrainTimeout:     time.Duration(spec.DrainTimeout),
+		ReadyNeedsTokens: spec.Ready == "tokens",
+	}
+}
+
+func (c *checker) compileEnvoy() Envoy {
+	spec := &c.f.Envoy
+	e := Envoy{
+		Listen:    spec.Listen,
+		Host:      spec.Host,
+		PublicURL: strings.TrimSuffix(spec.PublicURL, "/"),
+		ByHost:    spec.Route == "host",
+		TLS:       c.compileTLS(spec.TLS),
+	}
+	switch {
+	case e.PublicURL != "":
+	case e.TLS != nil:
+		e.PublicURL = "https://" + e.Listen
+	default:
+		e.PublicURL = "http://" + e.Listen
+	}
+	return e
+}
+
+func (c *checker) compileTLS(spec *TLSSpec) *TLSSpec {
+	if spec == nil {
+		return nil
+	}
+	return &TLSSpec{
+		Certificate: c.resolve(spec.Certificate),
+		PrivateKey:  c.resolve(spec.PrivateKey),
+		ClientCA:    c.resolve(spec.ClientCA),
+	}
+}
+
+func compileCaller(name string, spec CallerSpec) *Caller {
+	caller := &Caller{Name: name, Any: spec.Any}
+	if spec.Key != nil {
+		for _, sum := range spec.Key.SHA256 {
+			raw, _ := hex.DecodeString(sum) // checked by keySum
+			caller.Keys = append(caller.Keys, [32]byte(raw))
+		}
+	}
+	if spec.MTLS != nil {
+		caller.SANs = spec.MTLS.SAN
+	}
+	return caller
+}
+
+func (c *checker) compileUpstream(name string, callers map[string]*Caller) *Upstream {
+	spec := c.f.Upstreams[name]
+	up := &Upstream{
+		Name:       name,
+		URL:        spec.URL,
+		Resource:   canonical(spec.URL),
+		CA:         c.resolve(spec.CA),
+		Cluster:    name,
+		RetryOn401: spec.RetryOn401 == nil || *spec.RetryOn401,
+	}
+	if e := spec.Envoy; e != nil {
+		up.Route, up.Listen = e.Route, e.Listen
+		if e.Cluster != "" {
+			up.Cluster = e.Cluster
+		}
+	}
+	for _, caller := range c.callersOf(&spec) {
+		up.Callers = append(up.Callers, callers[caller])
+	}
+	up.Credential = c.compileCredential(or(spec.Credential, c.f.Defaults.Credential), up.Resource)
+	var cookies CookiesSpec
+	if b := or(spec.Cookies, c.f.Defaults.Cookies); b != nil {
+		cookies = *b
+	}
+	up.Cookies = NewCookieRule(cookies)
+	var headers HeadersSpec
+	if b := or(spec.Headers, c.f.Defaults.Headers); b != nil {
+		headers = *b
+	}
+	up.Headers = NewHeaderRule(headers, up.Credential)
+	if b := or(spec.Origins, c.f.Defaults.Origins); b != nil {
+		up.Origins = b.Allow
+	}
+	return up
+}
+
+func (c *checker) compileCredential(spec *CredentialSpec, resource string) Credential {
+	var lent Credential
+	if o := spec.OAuth2; o != nil {
+		lent.OAuth2 = &OAuth2{
+			TokenURL:        o.TokenURL,
+			CA:              c.resolve(o.CA),
+			ClientID:        o.ClientID,
+			ClientSecret:    o.ClientSecret.Ref,
+			AuthMethod:      AuthMethod(o.AuthMethod),
+			Scopes:          o.Scopes,
+			Resource:        resource,
+			Audience:        o.Audience,
+			DefaultLifetime: time.Duration(o.DefaultLifetime),
+			MaxLifetime:     time.Duration(o.MaxLifetime),
+		}
+		if o.Resource.Off || o.Resource.Value != "" {
+			lent.OAuth2.Resource = o.Resource.Value
+		}
+		for _, name := range slices.Sorted(maps.Keys(o.Params)) {
+			lent.OAuth2.Params = append(lent.OAuth2.Params, Param{name, o.Params[name]})
+		}
+	}
+	for name, secret := range spec.Header {
+		lent.Headers = append(lent.Headers, SecretHeader{strings.ToLower(name), secret.Ref})
+	}
+	slices.SortFunc(lent.Headers, func(a, b SecretHeader) int { return strings.Compare(a.Name, b.Name) })
+	return lent
+}

@@ -1,0 +1,171 @@
+package policy
+
+import (
+	"path/filepath"
+	"reflect"
+	"strings"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+)
+
+func (l *StringList) decode(d *decoder, n *yaml.Node, path string) {
+	if n.Kind == yaml.SequenceNode {
+		var list []string
+		d.list(n, path, reflect.ValueOf(&list).Elem())
+		*l = list
+		return
+	}
+	*l = StringList{d.text(n, path, "a string or a list of strings")}
+}
+
+func (s *StringOrFalse) decode(d *decoder, n *yaml.Node, path string) {
+	if n.Kind == yaml.ScalarNode && n.ShortTag() == "!!bool" && strings.EqualFold(n.Value, "false") {
+		s.Off = true
+		return
+	}
+	s.Value = d.text(n, path, "a string or the word false")
+}
+
+func (t *Duration) decode(d *decoder, n *yaml.Node, path string) {
+	if !isString(n) {
+		hint := "write a number with its unit"
+		if isNull(n) {
+			hint = "give it a value or leave the key out"
+		}
+		d.fault(path, "want a duration such as 1.5s, 5m or 24h, got %s; %s", kind(n), hint)
+		return
+	}
+	text := d.text(n, path, "a duration")
+	if d.at[path].bad {
+		return
+	}
+	v, ok := parseDuration(text)
+	switch {
+	case !ok:
+		d.fault(path, "want a duration such as 1.5s, 5m or 24h, got %s; write a number with its unit", show(n.Value))
+	case v <= 0:
+		d.fault(path, "want a duration above zero, got %s; write a longer one", show(n.Value))
+	}
+	*t = v
+}
+
+// parseDuration takes what time.ParseDuration takes but for a leading plus.
+func parseDuration(text string) (Duration, bool) {
+	v, err := time.ParseDuration(text)
+	return Duration(v), err == nil && !strings.HasPrefix(text, "+")
+}
+
+func (c *CredentialSpec) decode(d *decoder, n *yaml.Node, path string) {
+	switch {
+	case n.Kind == yaml.MappingNode:
+		d.keys(n, path, reflect.ValueOf(c).Elem())
+		d.exactlyOne(path, "oauth2", "header")
+	case n.Kind == yaml.ScalarNode && n.Value == "none" && isString(n):
+		c.None = true
+	default:
+		d.fault(path, "want the word none, or a mapping with oauth2 or header, got %s; pick one of the three", kind(n))
+	}
+}
+
+// exactlyOne checks a block that is one of several kinds.
+func (d *decoder) exactlyOne(path string, keys ...string) {
+	var got []string
+	for _, key := range keys {
+		if d.has(join(path, key)) {
+			got = append(got, key)
+		}
+	}
+	switch {
+	case len(got) > 1:
+		d.fault(path, "want exactly one of %s, got %s; keep one", choice(keys), strings.Join(got, " and "))
+	case len(got) == 0 && len(d.at[path].node.Content) == 0: // else an unknown key is the fault
+		d.fault(path, "want exactly one of %s, got none of them; add one", choice(keys))
+	}
+}
+
+const bySecret = "write ${NAME}, {env: NAME} or {file: PATH}"
+
+// decode reads a secret's source. What stands in the file in place of one may
+// be the secret itself, so no fault here repeats it, keys included.
+func (s *SecretSpec) decode(d *decoder, n *yaml.Node, path string) {
+	switch n.Kind {
+	case yaml.MappingNode:
+		s.source(d, n, path)
+		return
+	case yaml.ScalarNode:
+	case yaml.SequenceNode, yaml.AliasNode, yaml.DocumentNode:
+		d.fault(path, "want a secret, got %s; %s", kind(n), bySecret)
+		return
+	}
+	if isNull(n) {
+		d.fault(path, "want a secret, got nothing; %s", bySecret)
+		return
+	}
+	value, ex, err := expand(n.Value, d.env)
+	switch {
+	case !strings.Contains(n.Value, "${") || err == nil && ex.count == 0:
+		d.fault(path, "want the name of a secret, got a literal value (not shown); move it out of the file and %s", bySecret)
+	case err != nil:
+		d.fault(path, "%s", err)
+	case ex.empty != "":
+		d.fault(path, "the variable %s is empty; put the secret in it", ex.empty)
+	default:
+		d.printable(path, value)
+	}
+	s.Ref = SecretRef{SecretText, n.Value}
+}
+
+// printable refuses what cannot travel in a header or a form, and would fail there call by call.
+func (d *decoder) printable(path, value string) {
+	if strings.ContainsFunc(value, func(r rune) bool { return r < ' ' || r == 0x7f }) {
+		d.fault(path, "the secret holds a control character such as a line break (not shown); store it without")
+	}
+}
+
+// source reads {env: NAME} or {file: PATH}.
+func (s *SecretSpec) source(d *decoder, n *yaml.Node, path string) {
+	for i := 0; i < len(n.Content); i += 2 {
+		if key := n.Content[i]; key.Kind != yaml.ScalarNode || key.Value != "env" && key.Value != "file" {
+			d.fault(path, "unknown key in a secret (not shown); %s", bySecret)
+			return
+		}
+	}
+	for _, p := range d.pairs(n, path) {
+		if !d.plain(p.node, p.path) {
+			continue
+		}
+		text := d.text(p.node, p.path, "the name of a secret")
+		switch {
+		case d.at[p.path].bad:
+		case p.key == "env":
+			s.Ref = SecretRef{SecretEnv, text}
+			s.environment(d, p.path, text)
+		default:
+			s.Ref = SecretRef{SecretFile, d.resolve(text)}
+		}
+	}
+	d.exactlyOne(path, "env", "file")
+}
+
+func (s *SecretSpec) environment(d *decoder, path, name string) {
+	value, err := variable(name, true, d.env)
+	switch {
+	case !isVariable(name):
+		d.fault(path, "want the name of an environment variable (what stands there is not shown); use letters, digits and _")
+	case err != nil:
+		d.fault(path, "%s", err)
+	case value == "":
+		d.fault(path, "the variable %s is empty; put the secret in it", name)
+	default:
+		d.printable(path, value)
+	}
+}
+
+// resolve makes a path relative to the policy file's directory.
+func (d *decoder) resolve(path string) string {
+	if path == "" || filepath.IsAbs(path) {
+		return path
+	}
+	return filepath.Join(d.dir, path)
+}
