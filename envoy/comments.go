@@ -1,0 +1,8 @@
+package envoy
+
+// header opens the rendered file.
+func header() string {
+	return "x"
+}
+
+func bootstrapComments() []comment { return nil }

@@ -1,0 +1,145 @@
+package envoy
+
+import (
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+
+	mutationv3 "github.com/envoyproxy/go-control-plane/envoy/config/common/mutation_rules/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
+	headerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/header_mutation/v3"
+	luav3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/lua/v3"
+	codecv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/upstream_codec/v3"
+	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
+)
+
+func httpFilter(name string, config *anypb.Any) *hcmv3.HttpFilter {
+	return &hcmv3.HttpFilter{Name: name, ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: config}}
+}
+
+// upstreamFilters is the chain of one upstream's cluster. The order is the point:
+// the mark goes, the server may set it, the guard demands it.
+func upstreamFilters(p *packed, t target, set *policy.Set) ([]*hcmv3.HttpFilter, error) {
+	if strings.ContainsAny(t.Name, "\"\\\r\n]") {
+		return nil, fmt.Errorf("name %q cannot be written into the guard", t.Name)
+	}
+	unmark := &headerv3.HeaderMutation{Mutations: &headerv3.Mutations{RequestMutations: []*mutationv3.HeaderMutation{removeHeader(GuardHeader)}}}
+	return []*hcmv3.HttpFilter{
+		httpFilter(filterHeaderMutation, p.any(unmark)),
+		httpFilter(filterExtProc, p.any(processor(t, set))),
+		httpFilter(filterGuard, p.any(&luav3.Lua{DefaultSourceCode: inlineString(guardCode(t.Name))})),
+		httpFilter(filterUpstreamCodec, p.any(&codecv3.UpstreamCodec{})),
+	}, nil
+}
+
+// processor is the ext_proc filter: one message per attempt, and a refusal
+// whenever there is no answer.
+func processor(t target, _ *policy.Set) *extprocv3.ExternalProcessor {
+	ours := &extprocv3.MetadataOptions_MetadataNamespaces{Untyped: []string{MetadataNamespace}}
+	return &extprocv3.ExternalProcessor{
+		GrpcService: &corev3.GrpcService{
+			TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{ClusterName: ProcessorCluster}},
+			InitialMetadata: []*corev3.HeaderValue{{Key: UpstreamMetadata, Value: t.Name}},
+			Timeout:         seconds(messageTimeout),
+		},
+		MessageTimeout: seconds(messageTimeout),
+		ProcessingMode: &extprocv3.ProcessingMode{
+			RequestHeaderMode:   extprocv3.ProcessingMode_SEND,
+			ResponseHeaderMode:  extprocv3.ProcessingMode_SKIP,
+			RequestBodyMode:     extprocv3.ProcessingMode_NONE,
+			ResponseBodyMode:    extprocv3.ProcessingMode_NONE,
+			RequestTrailerMode:  extprocv3.ProcessingMode_SKIP,
+			ResponseTrailerMode: extprocv3.ProcessingMode_SKIP,
+		},
+		RequestAttributes: attributes(t),
+		ForwardRules:      forwardRules(t),
+		MutationRules:     mutationRules(t),
+		RouteCacheAction:  extprocv3.ExternalProcessor_RETAIN,
+		MetadataOptions:   &extprocv3.MetadataOptions{ForwardingNamespaces: ours, ReceivingNamespaces: ours},
+	}
+}
+
+func attributes(t target) []string {
+	all := []string{"xds.cluster_name", "xds.route_name"}
+	if t.mtls() {
+		all = append(all, "connection.uri_san_peer_certificate", "connection.dns_san_peer_certificate")
+	}
+	return all
+}
+
+// forwardRules sends only the headers that a decision reads. Nil sends all.
+func forwardRules(t target) *extprocv3.HeaderForwardingRules {
+	names, prefixes, all := t.Inspected()
+	if all {
+		return nil
+	}
+	var list []*matcherv3.StringMatcher
+	for _, n := range sortedCopy(append(slices.Clone(names), attemptHeader)) {
+		list = append(list, &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Exact{Exact: n}})
+	}
+	for _, n := range sortedCopy(prefixes) {
+		list = append(list, &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Prefix{Prefix: n}})
+	}
+	return &extprocv3.HeaderForwardingRules{AllowedHeaders: &matcherv3.ListStringMatcher{Patterns: list}}
+}
+
+// mutationRules lets a reply touch what this upstream's policy touches. Anything
+// else fails the request instead of being dropped in silence.
+func mutationRules(t target) *mutationv3.HeaderMutationRules {
+	names, prefixes, all := t.Mutable()
+	rules := &mutationv3.HeaderMutationRules{DisallowIsError: yes()}
+	if all {
+		// Any header of the caller may have to go. Envoy still protects :authority,
+		// host, :path and x-envoy-*.
+		return rules
+	}
+	rules.DisallowAll = yes()
+	rules.AllowExpression = &matcherv3.RegexMatcher{Regex: anyOf(append(slices.Clone(names), GuardHeader), prefixes)}
+	return rules
+}
+
+// anyOf is a regular expression for these names and everything with these
+// prefixes. Envoy matches it against the whole name, in lower case. A name that a
+// prefix covers is left out: Envoy limits the size of an expression.
+func anyOf(names, prefixes []string) string {
+	var alternatives []string
+	covered := func(n, self string) bool {
+		return slices.ContainsFunc(prefixes, func(p string) bool { return p != self && strings.HasPrefix(n, p) })
+	}
+	for _, n := range sortedCopy(names) {
+		if !covered(n, "") {
+			alternatives = append(alternatives, regexp.QuoteMeta(n))
+		}
+	}
+	for _, n := range sortedCopy(prefixes) {
+		if !covered(n, n) {
+			alternatives = append(alternatives, regexp.QuoteMeta(n)+".*")
+		}
+	}
+	return strings.Join(alternatives, "|")
+}
+
+// guardCode refuses a request that the server did not mark for this upstream. A
+// stream that ends without an error before a reply lets the request through
+// untouched, whatever failure_mode_allow says; this is what stops it.
+func guardCode(name string) string {
+	return `function envoy_on_request(handle)
+  local mark = handle:headers():get("` + GuardHeader + `")
+  handle:headers():remove("` + GuardHeader + `")
+  if mark ~= "` + name + `" then
+    handle:respond({
+      [":status"] = "403",
+      ["content-type"] = "application/json",
+      ["cache-control"] = "no-store",
+      ["` + ReasonHeader + `"] = "` + guardWord + `",
+    }, [[` + string(policy.RefusalBody(403, guardWord, guardText)) + `]])
+  end
+end
+`
+}
