@@ -1,0 +1,197 @@
+package tokens
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// maxAnswer bounds the body of a token answer.
+const maxAnswer = 256 << 10
+
+// exchange is one token request on the wire. To x/oauth2 it is a transport; it
+// hands on a small clean answer, or fails with an *Error. So what x/oauth2 would
+// follow, believe or quote never gets to it.
+type exchange struct {
+	client *client
+	base   http.RoundTripper
+	now    func() time.Time
+	hidden redactor
+	got    granted
+}
+
+// RoundTrip implements http.RoundTripper.
+func (x *exchange) RoundTrip(r *http.Request) (*http.Response, error) {
+	r = r.Clone(r.Context())
+	r.Header.Set("Accept", "application/json")
+	// Nothing is unpacked, so nothing can blow up.
+	r.Header.Set("Accept-Encoding", "identity")
+	r.Header.Set("User-Agent", "envoy-mcp-auth")
+	resp, err := x.base.RoundTrip(r)
+	if err != nil {
+		return nil, x.network(err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	x.got.at = x.now()
+	if date, err := http.ParseTime(resp.Header.Get("Date")); err == nil {
+		x.got.skew = date.Sub(x.got.at).Round(time.Second)
+	}
+	if bad := x.judge(resp); bad != nil {
+		bad.Status = resp.StatusCode
+		return nil, bad
+	}
+	body, err := json.Marshal(map[string]any{"access_token": x.got.access, "token_type": "Bearer"})
+	if err != nil {
+		return nil, err
+	}
+	return &http.Response{
+		Status: "200 OK", StatusCode: http.StatusOK, Proto: resp.Proto, ProtoMajor: resp.ProtoMajor, ProtoMinor: resp.ProtoMinor,
+		Header:        http.Header{"Content-Type": {"application/json"}},
+		Body:          io.NopCloser(bytes.NewReader(body)),
+		ContentLength: int64(len(body)),
+		Request:       r,
+	}, nil
+}
+
+// judge sorts the answer: a token, or why not. The status is judged before the
+// body, so a slow or endless body cannot change what a bad status means.
+func (x *exchange) judge(resp *http.Response) *Error {
+	host, status := x.client.host, resp.StatusCode
+	switch {
+	case status >= 300 && status < 400:
+		return refused("redirect_refused", "%s answered %d: redirects are not followed, because the secret would travel; set token_url to the final address", host, status)
+	case status >= 500 || status == http.StatusTooManyRequests:
+		err := unavailable(fmt.Sprintf("http_%d", status), "%s answered %d%s", host, status, x.said(resp))
+		if status == http.StatusTooManyRequests || status == http.StatusServiceUnavailable {
+			err.after = retryAfter(resp.Header, x.got.at)
+		}
+		return err
+	case status >= 400:
+		return x.denied(resp)
+	}
+	body, err := x.read(resp)
+	if err != nil {
+		return err
+	}
+	a, err := parseAnswer(body)
+	if err == nil && a.code != "" {
+		err = x.oauthError(a, status)
+	}
+	if err == nil {
+		err = a.accept(&x.client.o, &x.got)
+	}
+	if err != nil {
+		err.Text = host + ": " + err.Text
+	}
+	return err
+}
+
+// denied reads a 4xx (RFC 6749 §5.2).
+func (x *exchange) denied(resp *http.Response) *Error {
+	host, status := x.client.host, resp.StatusCode
+	body, err := x.read(resp)
+	if err == nil {
+		if a, _ := parseAnswer(body); a.code != "" {
+			err = x.oauthError(a, status)
+			err.Text = host + ": " + err.Text
+			return err
+		}
+	}
+	err = refused(fmt.Sprintf("http_%d", status), "%s answered %d without an OAuth error", host, status)
+	// 401 says that the credentials are bad even without a word of OAuth:
+	// going on could lock the account.
+	err.permanent = status == http.StatusUnauthorized
+	return err
+}
+
+// said returns the OAuth error of a 5xx, for the log. Whatever goes wrong in
+// reading it is nothing next to the status.
+func (x *exchange) said(resp *http.Response) string {
+	body, err := x.read(resp)
+	if err != nil {
+		return ""
+	}
+	a, _ := parseAnswer(body)
+	if a.code == "" {
+		return ""
+	}
+	return ": " + x.oauthError(a, resp.StatusCode).Text
+}
+
+// oauthError turns an error answer into an Error. The code comes from a closed
+// list, the description is filtered and cut.
+func (x *exchange) oauthError(a answer, status int) *Error {
+	code, permanent := errorCode(a.code)
+	text := "the answer is the error " + code
+	if code == otherError {
+		text = "the answer is an error without a registered code"
+	}
+	if d := x.hidden.clean(a.description); d != "" {
+		text += ": " + d
+	}
+	err := refused(code, "%s", text)
+	err.Status, err.permanent = status, permanent
+	return err
+}
+
+// read reads a body that is neither packed nor too big.
+func (x *exchange) read(resp *http.Response) ([]byte, *Error) {
+	if enc := resp.Header.Get("Content-Encoding"); enc != "" && !strings.EqualFold(enc, "identity") {
+		return nil, refused("encoded", "the answer is compressed, although that was not asked for")
+	}
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
+	if err != nil {
+		return nil, x.network(err)
+	}
+	if len(body) > maxAnswer {
+		return nil, refused("too_big", "the answer is over %d bytes", maxAnswer)
+	}
+	return body, nil
+}
+
+// network names a failure of the network in fixed words. The library's own
+// words may quote what the other side sent.
+func (x *exchange) network(err error) *Error {
+	host := x.client.host
+	var (
+		timeout   net.Error
+		dns       *net.DNSError
+		unknownCA x509.UnknownAuthorityError
+		wrongName x509.HostnameError
+		badCert   x509.CertificateInvalidError
+		anyCert   *tls.CertificateVerificationError
+		alert     tls.AlertError
+		record    tls.RecordHeaderError
+	)
+	switch {
+	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
+		return unavailable("timeout", "%s did not answer in full within %s", host, fetchDeadline)
+	case errors.As(err, &dns):
+		return unavailable("dns", "the name of %s does not resolve", host)
+	case errors.As(err, &unknownCA):
+		return unavailable("tls", "the certificate of %s is signed by an unknown authority: set ca", host)
+	case errors.As(err, &wrongName):
+		return unavailable("tls", "the certificate of %s is for another name", host)
+	case errors.As(err, &badCert) && badCert.Reason == x509.Expired:
+		return unavailable("tls", "the certificate of %s has expired or is not valid yet", host)
+	case errors.As(err, &badCert), errors.As(err, &anyCert):
+		return unavailable("tls", "the certificate of %s cannot be verified", host)
+	case errors.As(err, &alert), errors.As(err, &record), strings.Contains(err.Error(), "tls: "):
+		return unavailable("tls", "%s and this client agree on no TLS: 1.2 or newer is needed", host)
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return unavailable("connection_refused", "%s refuses connections", host)
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
+		return unavailable("cut_off", "%s cut its answer off", host)
+	}
+	return unavailable("unreachable", "%s cannot be reached", host)
+}

@@ -1,0 +1,50 @@
+package tokens
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"hash"
+	"slices"
+
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
+)
+
+// key names one credential. Two handles share a token only when all that could
+// change the token, or the right to it, is equal.
+type key [sha256.Size]byte
+
+// grantClientCredentials is the grant of RFC 6749 §4.4.
+const grantClientCredentials = "client_credentials"
+
+// keyOf hashes length-prefixed parts, so that no two lists of parts collide by
+// the place of a border ("ab","c" and "a","bc"). Scopes are a set (RFC 6749
+// §3.3), so their order does not count. The principal is empty for a token of
+// the service itself; a user-bound grant puts issuer, subject and the hash of
+// the subject's token there.
+func keyOf(o *policy.OAuth2, grant, principal string) key {
+	scopes := slices.Compact(slices.Sorted(slices.Values(o.Scopes)))
+	h := sha256.New()
+	part(h, o.TokenURL, o.CA, o.ClientID, string(o.AuthMethod))
+	part(h, string(rune(o.ClientSecret.Kind)), o.ClientSecret.Name)
+	part(h, grant, principal, o.Resource, o.Audience)
+	part(h, scopes...)
+	names := make([]string, 0, 2*len(o.Params))
+	for _, p := range o.Params {
+		names = append(names, p.Name, p.Value)
+	}
+	part(h, names...)
+	part(h, o.DefaultLifetime.String(), o.MaxLifetime.String())
+	return key(h.Sum(nil))
+}
+
+// part writes a list: its length, then each member with its length.
+func part(h hash.Hash, list ...string) {
+	var n [8]byte
+	binary.BigEndian.PutUint64(n[:], uint64(len(list)))
+	_, _ = h.Write(n[:])
+	for _, s := range list {
+		binary.BigEndian.PutUint64(n[:], uint64(len(s)))
+		_, _ = h.Write(n[:])
+		_, _ = h.Write([]byte(s))
+	}
+}

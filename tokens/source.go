@@ -1,0 +1,133 @@
+package tokens
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+)
+
+const (
+	// bucketSize and bucketPace bound the fetches that an upstream's 401s can
+	// cause: three at once, then one per pace. Without it an upstream that
+	// refuses everything turns each call into a token request.
+	bucketSize = 3
+	bucketPace = 5 * time.Second
+)
+
+// Source is an upstream's handle on its credential.
+type Source struct {
+	name   string
+	entry  *entry
+	now    func() time.Time
+	bucket bucket
+}
+
+// Token returns a living token. While there is one, that costs an atomic load
+// and a look at the clock. Else the call waits for the one fetch in flight, as
+// long as ctx allows; that fetch is shared, and does not end with ctx. Shortly
+// after a failed fetch, the failure is the answer at once. Errors are *Error.
+func (s *Source) Token(ctx context.Context) (*Token, error) {
+	now := s.now()
+	if t := s.entry.alive(now); t != nil {
+		return t, nil
+	}
+	return s.entry.token(ctx, now)
+}
+
+// Replace is Token for a call whose authorization value (such as "Bearer x")
+// the upstream refused with 401. If that token is still the cached one, it is
+// dropped and one new token is fetched, however many calls ask; else the newer
+// one is returned. When the upstream keeps refusing new tokens, the answer is an
+// *Error of kind Rejected. Never call it for a 403: that token was accepted.
+func (s *Source) Replace(ctx context.Context, rejected []byte) (*Token, error) {
+	return s.entry.replace(ctx, s.now(), rejected, s.bucket.take)
+}
+
+// Tried reports whether a fetch has ended, one way or the other.
+func (s *Source) Tried() bool { return s.entry.wasTried() }
+
+// Ready reports whether there is a living token.
+func (s *Source) Ready() bool { return s.entry.alive(s.now()) != nil }
+
+// Status is how a credential stands. Nothing in it is secret.
+type Status struct {
+	// Upstream is the handle's name.
+	Upstream string `json:"upstream"`
+	// Endpoint is the token endpoint, AuthMethod how the client authenticates there.
+	Endpoint   string `json:"endpoint"`
+	AuthMethod string `json:"auth_method"`
+	ClientID   string `json:"client_id"`
+	// Scopes, Resource and Audience are what is requested.
+	Scopes   []string `json:"scopes,omitempty"`
+	Resource string   `json:"resource,omitempty"`
+	Audience string   `json:"audience,omitempty"`
+	// Tried and Ready are those of the Source.
+	Tried bool `json:"tried"`
+	Ready bool `json:"ready"`
+	// Fingerprint, Granted (the scope of the answer), Expiry and Lifetime
+	// describe the living token.
+	Fingerprint string    `json:"fingerprint,omitempty"`
+	Granted     string    `json:"granted_scope,omitempty"`
+	Expiry      time.Time `json:"expiry,omitzero"`
+	Lifetime    float64   `json:"lifetime_seconds,omitzero"`
+	// Refresh is when the background fetches next.
+	Refresh time.Time `json:"refresh,omitzero"`
+	// Failures counts the failed fetches since the last good one. LastError
+	// and Code are of the last of them; before NextTry callers get it at once.
+	Failures  int       `json:"failures,omitzero"`
+	LastError string    `json:"last_error,omitempty"`
+	Code      string    `json:"last_error_code,omitempty"`
+	NextTry   time.Time `json:"next_try,omitzero"`
+	// Fetching is whether a token request is under way.
+	Fetching bool `json:"fetching"`
+}
+
+// Status describes the credential for /status and the command line.
+func (s *Source) Status() Status {
+	e, o := s.entry, &s.entry.client.o
+	st := Status{
+		Upstream: s.name, Endpoint: o.TokenURL, AuthMethod: string(o.AuthMethod), ClientID: o.ClientID,
+		Scopes: slices.Clone(o.Scopes), Resource: o.Resource, Audience: o.Audience,
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if t := e.alive(s.now()); t != nil {
+		st.Ready, st.Fingerprint, st.Granted = true, t.fingerprint, t.scope
+		st.Expiry, st.Lifetime = t.expiry.Round(0), t.lifetime.Seconds()
+	}
+	st.Tried, st.Fetching, st.Refresh = e.tried, e.flight != nil, e.wake.Round(0)
+	if f := e.fail; f.err != nil {
+		st.Failures, st.LastError, st.Code, st.NextTry = f.count, f.err.Text, f.err.Code, f.next.Round(0)
+	}
+	return st
+}
+
+// bucket is a token bucket, full when made.
+type bucket struct {
+	mu    sync.Mutex
+	level int
+	since time.Time // when the level last grew, or stopped being full
+}
+
+// take takes one, or says when there will be one.
+func (b *bucket) take(now time.Time) *Error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if grown := int(now.Sub(b.since) / bucketPace); grown > 0 && b.level < bucketSize {
+		b.level = min(b.level+grown, bucketSize)
+		b.since = b.since.Add(time.Duration(grown) * bucketPace)
+	}
+	if b.level == bucketSize {
+		b.since = now
+	}
+	if b.level == 0 {
+		err := &Error{
+			Kind: Rejected, Code: "rejected_repeatedly",
+			Text: "the upstream refuses one new token after another: check its audience, scopes and trust in the issuer",
+		}
+		return err.in(bucketPace - now.Sub(b.since))
+	}
+	b.level--
+	return nil
+}

@@ -1,0 +1,309 @@
+package tokenstest
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/go-jose/go-jose/v4"
+	"github.com/go-jose/go-jose/v4/jwt"
+)
+
+// signer is one key with its public half.
+type signer struct {
+	sign   jose.Signer
+	public jose.JSONWebKey
+}
+
+func quiet() *log.Logger { return log.New(io.Discard, "", 0) }
+
+func (s *Server) rotate() error {
+	alg := jose.SignatureAlgorithm(s.cfg.Algorithm)
+	if alg == "" {
+		alg = jose.ES256
+	}
+	var private crypto.Signer
+	var err error
+	switch alg {
+	case jose.ES256:
+		private, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	case jose.RS256:
+		private, err = rsa.GenerateKey(rand.Reader, 2048)
+	default:
+		return fmt.Errorf("algorithm %q: want ES256 or RS256", alg)
+	}
+	if err != nil {
+		return fmt.Errorf("making a key: %w", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	id := "key-" + strconv.Itoa(len(s.keys)+1)
+	key := jose.SigningKey{Algorithm: alg, Key: jose.JSONWebKey{Key: private, KeyID: id}}
+	sign, err := jose.NewSigner(key, (&jose.SignerOptions{}).WithType("at+jwt"))
+	if err != nil {
+		return fmt.Errorf("making a signer: %w", err)
+	}
+	s.keys = append(s.keys, signer{sign, jose.JSONWebKey{
+		Key: private.Public(), KeyID: id, Algorithm: string(alg), Use: "sig",
+	}})
+	return nil
+}
+
+// claims are those of RFC 9068 §2.2.
+type claims struct {
+	Issuer   string `json:"iss"`
+	Subject  string `json:"sub"`
+	ClientID string `json:"client_id"`
+	Audience string `json:"aud"`
+	Scope    string `json:"scope,omitempty"`
+	IssuedAt int64  `json:"iat"`
+	Expiry   int64  `json:"exp"`
+	ID       string `json:"jti"`
+}
+
+// issue signs a token for a checked request.
+func (s *Server) issue(clientID, audience, scope string) (token string, life time.Duration, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := s.cfg.Now()
+	if len(s.issued) > 10*recorded {
+		for id, i := range s.issued {
+			if i.expiry.Before(now) {
+				delete(s.issued, id)
+			}
+		}
+	}
+	s.serial++
+	c := claims{
+		Issuer: s.cfg.Issuer, Subject: clientID, ClientID: clientID, Audience: audience, Scope: scope,
+		IssuedAt: now.Unix(), Expiry: now.Add(s.cfg.Lifetime).Unix(), ID: strconv.Itoa(s.serial) + "-" + rand.Text(),
+	}
+	token, err = jwt.Signed(s.keys[len(s.keys)-1].sign).Claims(c).Serialize()
+	if err != nil {
+		return "", 0, fmt.Errorf("signing: %w", err)
+	}
+	s.issued[c.ID] = issue{expiry: now.Add(s.cfg.Lifetime)}
+	return token, s.cfg.Lifetime, nil
+}
+
+// serveToken is the token endpoint: RFC 6749 §3.2 and §4.4, RFC 8707.
+func (s *Server) serveToken(w http.ResponseWriter, r *http.Request) {
+	raw, err := io.ReadAll(io.LimitReader(r.Body, 1<<20))
+	if err != nil {
+		return
+	}
+	form, _ := url.ParseQuery(string(raw))
+	id, _ := credentials(r, form)
+	s.mu.Lock()
+	s.byClient[id]++
+	s.mu.Unlock()
+	fault, ok := s.record(Request{
+		Form: form, Raw: string(raw), Header: r.Header.Clone(), Query: r.URL.RawQuery, At: s.cfg.Now(),
+	})
+	if ok && s.misbehave(fault, w, r, string(raw), form) {
+		return
+	}
+	token, life, scope, bad := s.grant(r, form)
+	if bad != nil {
+		bad.write(w)
+		return
+	}
+	writeJSON(w, http.StatusOK, answer{token, "Bearer", int64(life / time.Second), scope})
+}
+
+type answer struct {
+	AccessToken string `json:"access_token"`
+	TokenType   string `json:"token_type"`
+	ExpiresIn   int64  `json:"expires_in"`
+	Scope       string `json:"scope,omitempty"`
+}
+
+// oauthError is an error answer of RFC 6749 §5.2.
+type oauthError struct {
+	status            int
+	Code, Description string
+	basic             bool
+}
+
+func (e *oauthError) write(w http.ResponseWriter) {
+	if e.basic {
+		w.Header().Set("WWW-Authenticate", `Basic realm="tokenstest"`)
+	}
+	writeJSON(w, e.status, map[string]string{"error": e.Code, "error_description": e.Description})
+}
+
+func writeJSON(w http.ResponseWriter, status int, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(v)
+}
+
+// grant checks a token request and issues.
+func (s *Server) grant(r *http.Request, form url.Values) (token string, life time.Duration, scope string, bad *oauthError) {
+	if bad := malformed(r, form); bad != nil {
+		return "", 0, "", bad
+	}
+	id, c, bad := s.authenticate(r, form)
+	if bad != nil {
+		return "", 0, "", bad
+	}
+	if g := form.Get("grant_type"); g != "client_credentials" {
+		return "", 0, "", &oauthError{400, "unsupported_grant_type", "want client_credentials", false}
+	}
+	scope = form.Get("scope")
+	for _, one := range strings.Fields(scope) {
+		if c.Scopes != nil && !slices.Contains(c.Scopes, one) {
+			return "", 0, "", &oauthError{400, "invalid_scope", "a scope is not for this client", false}
+		}
+	}
+	resource, audience := form.Get("resource"), form.Get("audience")
+	switch {
+	case resource == "" && c.NeedsResource,
+		resource != "" && c.Resources != nil && !slices.Contains(c.Resources, resource),
+		audience != "" && c.Audiences != nil && !slices.Contains(c.Audiences, audience):
+		return "", 0, "", &oauthError{400, "invalid_target", "the resource or audience is not for this client", false}
+	case resource == "" && audience == "":
+		resource = s.cfg.Issuer
+	case resource == "":
+		resource = audience
+	}
+	token, life, err := s.issue(id, resource, scope)
+	if err != nil {
+		return "", 0, "", &oauthError{500, "server_error", "signing failed", false}
+	}
+	return token, life, scope, nil
+}
+
+// malformed refuses what RFC 6749 §3.2 forbids.
+func malformed(r *http.Request, form url.Values) *oauthError {
+	say := func(text string) *oauthError { return &oauthError{400, "invalid_request", text, false} }
+	switch {
+	case r.Method != http.MethodPost:
+		return say("want POST")
+	case r.URL.RawQuery != "":
+		return say("parameters in the URL")
+	case r.Header.Get("Content-Type") != "application/x-www-form-urlencoded":
+		return say("want a form")
+	}
+	for name, values := range form {
+		if len(values) > 1 && name != "resource" && name != "audience" {
+			return say("a parameter is there twice")
+		}
+		if slices.Contains(values, "") {
+			return say("a parameter is empty")
+		}
+	}
+	return nil
+}
+
+// authenticate checks the client's one proof (RFC 6749 §2.3).
+func (s *Server) authenticate(r *http.Request, form url.Values) (string, Client, *oauthError) {
+	_, _, basic := r.BasicAuth()
+	if basic && form.Has("client_secret") {
+		return "", Client{}, &oauthError{400, "invalid_request", "two authentication methods", false}
+	}
+	method := "client_secret_post"
+	if basic {
+		method = "client_secret_basic"
+	}
+	id, secret := credentials(r, form)
+	s.mu.Lock()
+	c, ok := s.cfg.Clients[id]
+	s.mu.Unlock()
+	if !ok || secret != c.Secret || c.Methods != nil && !slices.Contains(c.Methods, method) {
+		return "", Client{}, &oauthError{401, "invalid_client", "client authentication failed", basic}
+	}
+	return id, c, nil
+}
+
+// credentials reads the client's id and secret, form-decoded as RFC 6749 §2.3.1
+// and appendix B demand.
+func credentials(r *http.Request, form url.Values) (id, secret string) {
+	user, pass, ok := r.BasicAuth()
+	if !ok {
+		return form.Get("client_id"), form.Get("client_secret")
+	}
+	id, err := url.QueryUnescape(user)
+	if err != nil {
+		return "", ""
+	}
+	if secret, err = url.QueryUnescape(pass); err != nil {
+		return "", ""
+	}
+	return id, secret
+}
+
+// basicPair returns the Basic credentials as they were sent, decoded once.
+func basicPair(r *http.Request) string {
+	b, _ := base64.StdEncoding.DecodeString(strings.TrimPrefix(r.Header.Get("Authorization"), "Basic "))
+	return string(b)
+}
+
+func (s *Server) serveJWKS(w http.ResponseWriter, _ *http.Request) {
+	s.mu.Lock()
+	set := jose.JSONWebKeySet{}
+	for _, k := range s.keys {
+		set.Keys = append(set.Keys, k.public)
+	}
+	s.mu.Unlock()
+	writeJSON(w, http.StatusOK, set)
+}
+
+func (s *Server) serveMetadata(w http.ResponseWriter, _ *http.Request) {
+	writeJSON(w, http.StatusOK, map[string]any{
+		"issuer": s.cfg.Issuer, "token_endpoint": s.TokenURL(), "jwks_uri": s.JWKSURL(),
+		"grant_types_supported":                 []string{"client_credentials"},
+		"response_types_supported":              []string{},
+		"token_endpoint_auth_methods_supported": []string{"client_secret_basic", "client_secret_post"},
+	})
+}
+
+func (s *Server) serveRevoked(w http.ResponseWriter, r *http.Request) {
+	writeJSON(w, http.StatusOK, map[string]bool{"revoked": s.Revoked(r.URL.Query().Get("jti"))})
+}
+
+func (s *Server) serveElsewhere(w http.ResponseWriter, _ *http.Request) {
+	s.mu.Lock()
+	s.strayed++
+	s.mu.Unlock()
+	writeJSON(w, http.StatusOK, answer{"token-from-elsewhere", "Bearer", 3600, ""})
+}
+
+func (s *Server) serveControl(w http.ResponseWriter, r *http.Request) {
+	switch do := r.PathValue("do"); do {
+	case "revoke":
+		s.Revoke()
+	case "rotate":
+		if err := s.RotateKeys(); err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+	case "fail":
+		f := Fault(r.URL.Query().Get("fault"))
+		if !slices.Contains(Faults(), f) {
+			http.Error(w, "no such fault", http.StatusBadRequest)
+			return
+		}
+		s.Fail(f)
+	case "heal":
+		s.Heal()
+	default:
+		http.NotFound(w, r)
+		return
+	}
+	writeJSON(w, http.StatusOK, map[string]int{"requests": s.Requests()})
+}
