@@ -23,10 +23,7 @@ func (c *checker) url(path, raw string, rules urlRules) {
 	if !c.good(path) {
 		return
 	}
-	got := c.gotUpTo(path, "@?#")
-	if strings.ContainsAny(c.at[path].node.Value, "@") {
-		got = "one that is not shown"
-	}
+	got := c.gotURL(path)
 	u, err := url.Parse(raw)
 	switch {
 	case err != nil || !isVisible(raw) || u.Opaque != "" || !validPort(u):
@@ -44,6 +41,14 @@ func (c *checker) url(path, raw string, rules urlRules) {
 	case strings.EqualFold(u.Scheme, "http") && !rules.plaintext && !isLoopback(u.Hostname()):
 		c.fault(path, "want https for a host that is not loopback, got %s; use https, or %s", got, rules.hint)
 	}
+}
+
+// gotURL is got for URLs: without a query, and nothing of one with userinfo.
+func (c *checker) gotURL(path string) string {
+	if strings.Contains(c.at[path].node.Value, "@") {
+		return "one with an @ (not shown)"
+	}
+	return c.gotUpTo(path, "?#")
 }
 
 func validPort(u *url.URL) bool {

@@ -54,7 +54,7 @@ func (c *checker) oauth2(path string, spec *OAuth2Spec) {
 	if p := path + ".resource"; c.good(p) && !spec.Resource.Off {
 		u, err := url.Parse(spec.Resource.Value)
 		if err != nil || !u.IsAbs() || !isVisible(spec.Resource.Value) || strings.Contains(spec.Resource.Value, "#") || u.User != nil {
-			c.fault(p, "want an absolute URI without a fragment (RFC 8707 §2), got %s; correct it, or write false to send none", c.gotUpTo(p, "@?#"))
+			c.fault(p, "want an absolute URI without a fragment (RFC 8707 §2), got %s; correct it, or write false to send none", c.gotURL(p))
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(spec.Params)) {

@@ -21,10 +21,13 @@ func (c *checker) headers(path string, spec *HeadersSpec) {
 	lower(spec.Allow)
 	lower(spec.Pass)
 	c.each(path+".remove", spec.Remove, c.headerPattern)
+	if p := path + ".allow"; c.good(p) && len(spec.Allow) == 0 {
+		c.fault(p, "an empty list could be read as all or as nothing; name a header that may go on, or leave the key out")
+	}
 	c.each(path+".allow", spec.Allow, func(path, name string) {
 		c.headerPattern(path, name)
-		if c.good(path) && isCallerSecret(name) {
-			c.fault(path, "the caller's own secrets never go on by allow; use headers.pass with credential: none, or cookies.allow")
+		if c.good(path) && denied(name) {
+			c.fault(path, "a header that may hold the caller's own secret never goes on by allow; use headers.pass with credential: none")
 		}
 	})
 	c.each(path+".pass", spec.Pass, func(path, name string) {
@@ -42,6 +45,8 @@ func (c *checker) headerPattern(path, pattern string) {
 	switch {
 	case strings.HasPrefix(name, ":") || isToken(name) && (isFraming(name) || strings.HasPrefix(name, "x-envoy-")):
 		c.fault(path, "HTTP and Envoy need %s as it is; remove this entry", c.got(path))
+	case name == "cookie":
+		c.fault(path, "cookies have a block of their own; use cookies.allow")
 	case !isToken(name) || strings.Contains(name, "*"):
 		c.fault(path, "want a header name, got %s; a * may only end it, after at least one character", c.gotUpTo(path, ":= "))
 	}
@@ -66,15 +71,6 @@ func isFraming(name string) bool {
 // isOurs lists the headers with which Envoy and this program talk.
 func isOurs(name string) bool {
 	return strings.HasPrefix(name, "x-envoy-") || strings.HasPrefix(name, "x-mcp-auth")
-}
-
-// isCallerSecret lists the headers in which callers keep their own secrets.
-func isCallerSecret(name string) bool {
-	switch name {
-	case "authorization", "proxy-authorization", "x-api-key", "x-litellm-api-key", "cookie":
-		return true
-	}
-	return strings.HasPrefix(name, "x-mcp-auth")
 }
 
 // isToken is token of RFC 9110 §5.6.2.

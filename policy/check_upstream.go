@@ -34,10 +34,10 @@ func (c *checker) isBlock(path string) bool { return len(c.at[path].node.Content
 // know to whom).
 func (c *checker) lends(path string, up *UpstreamSpec) {
 	credential := or(up.Credential, c.f.Defaults.Credential)
-	if credential == nil && !c.has(path+".credential") && !c.has("defaults.credential") {
+	if credential == nil && !c.said(path, "credential") {
 		c.fault(path+".credential", "want a credential, got none here and none in defaults; add one, or write credential: none")
 	}
-	if c.callersOf(up) == nil && !c.has(path+".callers") && !c.has("defaults.callers") {
+	if c.callersOf(up) == nil && !c.said(path, "callers") {
 		c.fault(path+".callers", "want the names of those who may call, got none here and none in defaults; to admit everybody, add callers: [anyone] here and anyone: {any: true} under callers")
 	}
 	headers, at := up.Headers, path+".headers.pass"
@@ -49,13 +49,19 @@ func (c *checker) lends(path string, up *UpstreamSpec) {
 	}
 }
 
+// said reports whether the file has this key in the upstream or in defaults,
+// right or wrong, or has it hidden behind a fault of the whole of defaults.
+func (c *checker) said(path, key string) bool {
+	return c.has(join(path, key)) || c.has(join("defaults", key)) || c.at["defaults"].bad
+}
+
 func (c *checker) origins(path string, spec *OriginsSpec) {
 	if spec == nil {
 		return
 	}
 	c.each(path+".allow", spec.Allow, func(path, origin string) {
 		if !isOrigin(origin) {
-			c.fault(path, "want SCHEME://HOST[:PORT] as browsers send it or null, got %s; lower case, no path, no default port", c.gotUpTo(path, "@?#"))
+			c.fault(path, "want SCHEME://HOST[:PORT] as browsers send it or null, got %s; lower case, no path, no default port", c.gotURL(path))
 		}
 	})
 }
@@ -86,39 +92,45 @@ func (c *checker) upstreamEnvoy(path string, spec *UpstreamEnvoySpec) {
 	c.envoyListen(path+".listen", spec.Listen)
 }
 
-// clashes refuses two upstreams that Envoy's configuration could not tell apart.
+// clashes refuses two upstreams that Envoy's configuration could not tell
+// apart, and two listeners on one address.
 func (c *checker) clashes() {
-	clusters, routes := map[string]string{}, map[string]string{}
-	listens := map[string]string{c.f.Envoy.Listen: "envoy.listen"}
-	for _, address := range []struct{ path, value string }{{"server.listen", c.f.Server.Listen}, {"server.admin", c.f.Server.Admin}} {
-		if !strings.HasSuffix(address.value, ":0") {
-			c.once(listens, address.path, address.path, address.value)
+	clusters, routes, listens := map[string]string{}, map[string]string{}, map[string]string{}
+	for _, own := range []struct{ path, address string }{
+		{"server.listen", c.f.Server.Listen}, {"server.admin", c.f.Server.Admin}, {"envoy.listen", c.f.Envoy.Listen},
+	} {
+		if !strings.HasSuffix(own.address, ":0") {
+			c.once(listens, own.path, own.address)
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.f.Upstreams)) {
-		path := join("upstreams", name)
-		spec := c.f.Upstreams[name].Envoy
-		if spec == nil {
-			spec = &UpstreamEnvoySpec{}
+		path := join("upstreams", name) + ".envoy"
+		var spec UpstreamEnvoySpec
+		if e := c.f.Upstreams[name].Envoy; e != nil {
+			spec = *e
 		}
 		if spec.Cluster == "" {
-			c.once(clusters, path+".envoy.cluster", path, name)
-		} else {
-			c.once(clusters, path+".envoy.cluster", path, spec.Cluster)
+			spec.Cluster = name
 		}
-		c.once(routes, path+".envoy.route", path, spec.Route)
-		c.once(listens, path+".envoy.listen", path+".envoy.listen", spec.Listen)
+		c.once(clusters, path+".cluster", spec.Cluster)
+		c.once(routes, path+".route", spec.Route)
+		c.once(listens, path+".listen", spec.Listen)
 	}
 }
 
-// once refuses a value that somebody has already.
-func (c *checker) once(taken map[string]string, path, owner, value string) {
+// once refuses a value that another path has already. Of the two, the one that
+// the file spells out is named.
+func (c *checker) once(taken map[string]string, path, value string) {
 	if value == "" || c.at[path].bad {
 		return
 	}
-	if other, ok := taken[value]; ok {
-		c.fault(path, "this is also that of %s; give each its own", other)
+	other, clash := taken[value]
+	if !clash {
+		taken[value] = path
 		return
 	}
-	taken[value] = owner
+	if !c.has(path) && c.has(other) {
+		path, other = other, path
+	}
+	c.fault(path, "this is also the value of %s; give each its own", other)
 }

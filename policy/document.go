@@ -25,20 +25,21 @@ func document(name string, b []byte) (*yaml.Node, Faults) {
 	if len(b) > maxFile {
 		return fault(1, fmt.Sprintf("want at most %d bytes, got %d; split the policy over several processes", maxFile, len(b)))
 	}
-	dec := yaml.NewDecoder(bytes.NewReader(b))
+	dec := yaml.NewDecoder(bytes.NewReader(shield(b)))
 	var doc, second yaml.Node
 	err := dec.Decode(&doc)
 	switch {
 	case errors.Is(err, io.EOF) || err == nil && isEmpty(&doc):
 		return fault(1, "want a policy, got an empty file; start with version: 1")
 	case err != nil:
-		return fault(syntax(err))
+		return fault(syntax(b, err))
 	}
 	switch err = dec.Decode(&second); {
 	case errors.Is(err, io.EOF):
+		unshield(doc.Content[0])
 		return doc.Content[0], nil
 	case err != nil:
-		return fault(syntax(err))
+		return fault(syntax(b, err))
 	}
 	return fault(max(second.Line, 1), "want one YAML document, got a second one; remove the --- and what follows it, or merge the two")
 }
@@ -49,17 +50,27 @@ func isEmpty(doc *yaml.Node) bool {
 
 // syntax takes line and text out of an error of the YAML parser. Its text names
 // the grammar; the one kind that repeats the file's content is about aliases.
-func syntax(err error) (int, string) {
+func syntax(b []byte, err error) (int, string) {
 	text := strings.TrimPrefix(err.Error(), "yaml: ")
+	if _, after, ok := strings.Cut(text, "unknown anchor '"); ok {
+		name, _, _ := strings.Cut(after, "'")
+		before, _, _ := bytes.Cut(b, []byte("*"+name))
+		return 1 + bytes.Count(before, []byte("\n")), noAliases
+	}
+	if strings.Contains(text, "anchor") {
+		return 1, noAliases
+	}
 	line := 1
 	if after, ok := strings.CutPrefix(text, "line "); ok {
 		number, rest, _ := strings.Cut(after, ": ")
-		if n, convErr := strconv.Atoi(number); convErr == nil && n > 0 {
+		if n, convErr := strconv.Atoi(number); convErr == nil {
 			line, text = n, rest
 		}
 	}
-	if strings.Contains(text, "anchor") {
-		return line, noAliases
+	// yaml.v3 counts lines from 0 in what its grammar reports, from 1 elsewhere.
+	if strings.HasPrefix(text, "did not find expected") {
+		line++
 	}
+	line = min(max(line, 1), 1+bytes.Count(b, []byte("\n")))
 	return line, "this is not YAML: " + text + "; check indentation, colons and quotes near this line"
 }

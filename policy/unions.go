@@ -20,8 +20,10 @@ func (l *StringList) decode(d *decoder, n *yaml.Node, path string) {
 }
 
 func (s *StringOrFalse) decode(d *decoder, n *yaml.Node, path string) {
-	if n.Kind == yaml.ScalarNode && n.ShortTag() == "!!bool" && strings.EqualFold(n.Value, "false") {
-		s.Off = true
+	if n.Kind == yaml.ScalarNode && n.ShortTag() == "!!bool" {
+		if s.Off = strings.EqualFold(n.Value, "false"); !s.Off {
+			d.fault(path, "want a string or the word false, got true; leave the key out for the default")
+		}
 		return
 	}
 	s.Value = d.text(n, path, "a string or the word false")

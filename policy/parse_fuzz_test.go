@@ -1,0 +1,111 @@
+package policy
+
+import (
+	"fmt"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// FuzzParse: no input crashes, and no fault shows the value of a variable (S4).
+func FuzzParse(f *testing.F) {
+	for _, pattern := range []string{"testdata/good/*.yaml", "testdata/bad/*.yaml"} {
+		files, err := filepath.Glob(pattern)
+		if err != nil {
+			f.Fatal(err)
+		}
+		for _, file := range files {
+			f.Add(string(readFile(f, file)))
+		}
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		if strings.Contains(text, canary) {
+			t.Skip("the file itself holds the canary")
+		}
+		set, err := Parse("f", []byte(text), testEnv)
+		switch {
+		case (set == nil) == (err == nil):
+			t.Fatalf("want a Set or an error, got %v and %v", set, err)
+		case err != nil:
+			if strings.Contains(err.Error(), canary) {
+				t.Fatalf("the error shows the value of a variable: %v", err)
+			}
+			return
+		}
+		for _, w := range set.Warnings {
+			if strings.Contains(w.String(), canary) {
+				t.Fatalf("the warning shows the value of a variable: %v", w)
+			}
+		}
+		for _, u := range set.Upstreams {
+			if len(u.Callers) == 0 {
+				t.Fatalf("S2: upstream %q without callers", u.Name)
+			}
+		}
+	})
+}
+
+// bigPolicy is a policy with n upstreams, each with blocks of its own.
+func bigPolicy(n int) []byte {
+	var b strings.Builder
+	b.WriteString("version: 1\ncallers:\n  ci: {mtls: {san: \"spiffe://company/ci\"}}\ndefaults:\n  callers: [ci]\n" +
+		"  credential: {oauth2: {token_url: https://auth.example/token, client_id: id, client_secret: \"${SECRET}\"}}\nupstreams:\n")
+	for i := range n {
+		fmt.Fprintf(&b, "  upstream-%d:\n    url: https://mcp-%d.company.example/mcp\n    cookies: {allow: [session_id, user_context]}\n"+
+			"    headers: {remove: [x-internal]}\n    origins: {allow: [\"https://app-%d.example\"]}\n    envoy: {route: \"r%d-*\"}\n", i, i, i, i)
+	}
+	return []byte(b.String())
+}
+
+// TestManyUpstreams: 10,000 upstreams are read well within the 5 s a reload may take.
+func TestManyUpstreams(t *testing.T) {
+	t.Parallel()
+	text := bigPolicy(10_000)
+	start := time.Now() //nolint:forbidigo // a test of speed
+	set, err := Parse("many", text, testEnv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(start); len(set.Upstreams) != 10_000 || took > 5*time.Second {
+		t.Errorf("want 10,000 upstreams in less than 5 s, got %d in %s", len(set.Upstreams), took)
+	}
+}
+
+// TestLargeFiles: the size cap holds, and what is below it is not read in quadratic time.
+func TestLargeFiles(t *testing.T) {
+	t.Parallel()
+	for name, text := range map[string]string{
+		"too large":    strings.Repeat("#", maxFile+1),
+		"open braces":  "a: " + strings.Repeat("${", 1<<20),
+		"named braces": "a: \"" + strings.Repeat("${A", 1<<20),
+		"dollars":      "version: \"" + strings.Repeat("$", 1<<20) + "\"",
+		"deep":         strings.Repeat("[", 1<<20),
+		"long key":     strings.Repeat("k", 1<<20) + ": 1",
+		"many faults":  strings.Repeat("callers: 1\n", 20_000),
+		"control":      "version: \x00",
+		"not utf-8":    "version: \xff",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			_, err := Parse("f", []byte(text), testEnv)
+			if err == nil {
+				t.Fatal("want an error")
+			}
+			if n := len(strings.SplitN(err.Error(), "\n", 2)[0]); n > 1000 {
+				t.Errorf("want a short line, got %d bytes", n)
+			}
+		})
+	}
+}
+
+func BenchmarkParse(b *testing.B) {
+	text := bigPolicy(10_000)
+	b.SetBytes(int64(len(text)))
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := Parse("many", text, testEnv); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
