@@ -7,6 +7,7 @@ P ?= 2
 PKG ?= ./...
 E2E ?= ./envoy/... ./examples/... ./internal/reallitellm/...
 FUZZTIME ?= 60s
+VERSION ?= $(shell git describe --tags --always --dirty)
 
 # Both print where the program is, and install it first when need be.
 PARTS = ENVOY="$$(tools/install envoy)" && LITELLM="$$(tools/install litellm)" && export ENVOY LITELLM
@@ -19,7 +20,7 @@ help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
 
 build: ## Build bin/envoy-mcp-auth
-	go build -trimpath -o bin/ ./cmd/...
+	go build -trimpath -ldflags "-X main.version=$(VERSION)" -o bin/ ./cmd/...
 
 test: ## Run every test with the race detector, the real Envoy and the real LiteLLM (PKG=./policy/... for some)
 	@$(GOTEST) $(PKG)

@@ -7,7 +7,6 @@ import (
 	"io"
 	"net/http"
 	"net/url"
-	"strings"
 	"sync"
 	"time"
 
@@ -44,7 +43,7 @@ func (s *keySet) get(ctx context.Context, kid string) (*jose.JSONWebKey, error) 
 	if now := s.now(); now.Sub(s.fetched) >= keyInterval {
 		s.fetched = now
 		var keys jose.JSONWebKeySet
-		if err := call(ctx, s.client, http.MethodGet, s.url, nil, &keys); err != nil {
+		if err := get(ctx, s.client, s.url, &keys); err != nil {
 			return nil, fmt.Errorf("reading the issuer's keys: %w", err)
 		}
 		s.keys = keys
@@ -55,33 +54,33 @@ func (s *keySet) get(ctx context.Context, kid string) (*jose.JSONWebKey, error) 
 	return nil, fmt.Errorf("%w: unknown key %q", auth.ErrInvalidToken, kid)
 }
 
-// active asks the issuer whether it still stands by the token (RFC 7662). No
+// standing asks the issuer whether it still stands by the token of that id. No
 // answer is not a yes.
-func (v *verifier) active(ctx context.Context, raw string) error {
-	if v.cfg.IntrospectionURL == "" {
+func (v *verifier) standing(ctx context.Context, id string) error {
+	if v.cfg.RevocationURL == "" {
 		return nil
 	}
-	var answer struct {
-		Active bool `json:"active"`
+	if id == "" {
+		return fmt.Errorf("%w: no jti", auth.ErrInvalidToken)
 	}
-	form := url.Values{"token": {raw}}
-	if err := call(ctx, v.cfg.Client, http.MethodPost, v.cfg.IntrospectionURL, form, &answer); err != nil {
+	// An answer without the member is not a yes either.
+	var answer struct {
+		Revoked *bool `json:"revoked"`
+	}
+	if err := get(ctx, v.cfg.Client, v.cfg.RevocationURL+"?"+url.Values{"jti": {id}}.Encode(), &answer); err != nil {
 		return fmt.Errorf("asking the issuer about the token: %w", err)
 	}
-	if !answer.Active {
+	if answer.Revoked == nil || *answer.Revoked {
 		return fmt.Errorf("%w: revoked", auth.ErrInvalidToken)
 	}
 	return nil
 }
 
-// call sends form, if any, and decodes the JSON answer.
-func call(ctx context.Context, client *http.Client, method, to string, form url.Values, answer any) error {
-	req, err := http.NewRequestWithContext(ctx, method, to, strings.NewReader(form.Encode()))
+// get decodes the JSON answer.
+func get(ctx context.Context, client *http.Client, from string, answer any) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, from, nil)
 	if err != nil {
 		return err
-	}
-	if form != nil {
-		req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	}
 	resp, err := client.Do(req)
 	if err != nil {

@@ -22,7 +22,7 @@ const (
 	scope    = "mcp.read"
 )
 
-// issuer signs tokens, publishes its keys and answers introspection.
+// issuer signs tokens, publishes its keys and says which are revoked.
 type issuer struct {
 	*httptest.Server
 
@@ -45,14 +45,14 @@ func newIssuer(t *testing.T) *issuer {
 		i.fetches++
 		answer(w, jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: i.key.Public(), KeyID: i.kid, Algorithm: "ES256", Use: "sig"}}})
 	})
-	mux.HandleFunc("POST /introspect", func(w http.ResponseWriter, r *http.Request) {
+	mux.HandleFunc("GET /revoked", func(w http.ResponseWriter, r *http.Request) {
 		i.mu.Lock()
 		defer i.mu.Unlock()
 		if i.down {
 			w.WriteHeader(http.StatusServiceUnavailable)
 			return
 		}
-		answer(w, map[string]bool{"active": r.PostFormValue("token") != "" && !i.revoked})
+		answer(w, map[string]bool{"revoked": r.URL.Query().Get("jti") != "token-1" || i.revoked})
 	})
 	i.Server = httptest.NewServer(mux)
 	t.Cleanup(i.Close)
@@ -106,7 +106,7 @@ func (i *issuer) sign(t *testing.T, claims map[string]any) string {
 func (i *issuer) protected(t *testing.T, spoil ...func(*mcpserver.Config)) (url string, rec *mcpserver.Recorder) {
 	t.Helper()
 	cfg := mcpserver.Config{
-		Issuer: i.URL, JWKSURL: i.URL + "/jwks", IntrospectionURL: i.URL + "/introspect",
+		Issuer: i.URL, JWKSURL: i.URL + "/jwks", RevocationURL: i.URL + "/revoked",
 		Audience: audience, Scope: scope, Now: time.Now,
 	}
 	for _, f := range spoil {

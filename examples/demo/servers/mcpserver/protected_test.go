@@ -89,6 +89,8 @@ func TestProtectedJudgesTokens(t *testing.T) {
 		{"other audience", with("aud", "http://other/mcp"), 401, "audience"},
 		{"no audience", with("aud", nil), 401, "audience"},
 		{"expired", with("exp", time.Now().Add(-time.Second).Unix()), 401, "expired"},
+		{"no id", with("jti", nil), 401, "no jti"},
+		{"id unknown to the issuer", with("jti", "token-2"), 401, "revoked"},
 		{"no exp", with("exp", nil), 401, "no exp"},
 		{"not yet valid", with("nbf", time.Now().Add(time.Minute).Unix()), 401, "not yet"},
 		{"scope missing", with("scope", "other"), 403, "insufficient scope"},
@@ -137,7 +139,7 @@ func TestProtectedAsksAboutRevocation(t *testing.T) {
 func TestProtectedFetchesKeysForUnknownKidOnceASecond(t *testing.T) {
 	t.Parallel()
 	i := newIssuer(t)
-	clock := time.Now()
+	clock := time.Now().Add(2 * time.Second) // not before any iat
 	url, _ := i.protected(t, func(c *mcpserver.Config) { c.Now = func() time.Time { return clock } })
 	if status, _, _ := post(t, url, "Bearer "+i.sign(t, i.claims())); status != http.StatusOK {
 		t.Fatalf("want 200, got %d", status)
