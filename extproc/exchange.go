@@ -1,0 +1,179 @@
+package extproc
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/tokens"
+)
+
+// exchange is one request on its way through us. Exchanges are reused: every
+// field is set anew, or cut to length zero, by Server.begin.
+type exchange struct {
+	snap  *snapshot
+	names []string // values of the initial metadata mcp-upstream
+
+	msg    message
+	screen policy.Screening
+	cookie []byte // scratch for the filtered cookie header
+	out    reply
+
+	lane     *lane
+	caller   *policy.Caller
+	token    *tokens.Token
+	cookies  policy.CookieResult
+	decision Decision
+	cause    error // what went wrong, for the log; never for the caller
+}
+
+// answer works out the reply to one message and reports whether the stream goes
+// on after it. An error ends the stream, and with it the request: Envoy answers 500.
+func (x *exchange) answer(ctx context.Context, s *Server) (more bool, err error) {
+	switch x.msg.phase {
+	case phaseRequestHeaders:
+		start := s.now()
+		x.decision.Reason = x.decide(ctx)
+		x.respond()
+		x.decision.Took = s.now().Sub(start)
+		s.record(x)
+		return false, nil
+	case phaseResponseHeaders, phaseResponseBody, phaseResponseTrailers:
+		// The upstream answered already: there is nothing left to protect.
+		x.out.acknowledge(x.msg.phase)
+		return false, nil
+	case phaseRequestBody, phaseRequestTrailers:
+		return false, status.Error(codes.FailedPrecondition,
+			"part of a request came before its headers; set request_header_mode: SEND in Envoy's processing_mode")
+	case phaseNone:
+	}
+	return false, status.Error(codes.Unimplemented, "a message of an unknown kind")
+}
+
+// decide is the order of business. Each step refuses or lets the next one look.
+func (x *exchange) decide(ctx context.Context) policy.Reason {
+	if r := x.identify(); r != policy.Allowed {
+		return r
+	}
+	if r := x.lane.up.Screen(&x.msg.req, &x.screen); r != policy.Allowed {
+		return r
+	}
+	if r := x.authorize(); r != policy.Allowed {
+		return r
+	}
+	if r := x.filterCookies(); r != policy.Allowed {
+		return r
+	}
+	return x.lend(ctx)
+}
+
+// identify finds the upstream, from what Envoy's configuration says and nothing else.
+func (x *exchange) identify() policy.Reason {
+	if len(x.names) > 1 {
+		return policy.BadRequest
+	}
+	if len(x.names) == 1 {
+		x.msg.req.Name = x.names[0]
+	}
+	up, reason := x.snap.set.Lookup(&x.msg.req)
+	if reason != policy.Allowed {
+		return reason
+	}
+	x.lane = x.snap.lanes[up]
+	x.decision.Upstream = up.Name
+	return policy.Allowed
+}
+
+// errNoVerdict is the cause when Envoy did not bring back what attempt 1 decided.
+var errNoVerdict = errors.New("attempt after the first without our verdict on the first; " +
+	"list mcp_auth in metadata_options of the ext_proc filter, forwarding and receiving namespaces both")
+
+// authorize finds out who calls. Attempt 1 took the caller's proof off the
+// request, so a later attempt goes by the verdict of the first, which Envoy
+// keeps where no caller can write.
+func (x *exchange) authorize() policy.Reason {
+	up := x.lane.up
+	x.decision.Attempt = x.screen.Attempt
+	if x.screen.Attempt > 1 {
+		p := x.msg.prior
+		if p.upstream != up.Name || p.reason != policy.Allowed.String() {
+			x.cause = errNoVerdict
+			return policy.CallerUnknown
+		}
+		for _, c := range up.Callers {
+			if c.Name == p.caller {
+				x.caller = c
+			}
+		}
+		if x.caller == nil {
+			return policy.CallerUnknown
+		}
+	} else {
+		caller, reason := up.Authorize(&x.msg.req, &x.screen)
+		if reason != policy.Allowed {
+			return reason
+		}
+		x.caller = caller
+	}
+	x.decision.Caller = x.caller.Name
+	return policy.Allowed
+}
+
+func (x *exchange) filterCookies() policy.Reason {
+	x.cookies = x.lane.up.Cookies.Filter(x.cookie[:0], x.screen.Cookies)
+	if x.cookies.Edit == policy.CookieSet {
+		x.cookie = x.cookies.Value
+	}
+	x.decision.CookiesKept, x.decision.CookiesDropped = x.cookies.Kept, x.cookies.Dropped
+	if x.cookies.Edit == policy.CookieRefuse {
+		return policy.BadRequest
+	}
+	return policy.Allowed
+}
+
+// lend gets the access token, when the upstream is lent one.
+func (x *exchange) lend(ctx context.Context) policy.Reason {
+	source := x.lane.source
+	if source == nil {
+		return policy.Allowed
+	}
+	if x.screen.Attempt == 1 {
+		if x.token = source.Cached(); x.token != nil {
+			return policy.Allowed
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, x.snap.set.Server.Deadline)
+	defer cancel()
+	if x.screen.Attempt > 1 {
+		// Envoy repeats a call on 401 only, and the request still carries what the upstream refused.
+		x.token, x.cause = source.Replace(ctx, x.screen.Authorization)
+	} else {
+		x.token, x.cause = source.Token(ctx)
+	}
+	return x.tokenReason()
+}
+
+// tokenReason maps what the token engine said to a refusal.
+func (x *exchange) tokenReason() policy.Reason {
+	if x.cause == nil {
+		return policy.Allowed
+	}
+	x.decision.RetryAfter = time.Second
+	var te *tokens.Error
+	if !errors.As(x.cause, &te) {
+		return policy.TokenUnavailable // our own deadline, or Envoy went away
+	}
+	x.decision.RetryAfter = max(te.RetryAfter, time.Second)
+	switch te.Kind {
+	case tokens.Refused:
+		return policy.TokenRefused
+	case tokens.Rejected:
+		return policy.UpstreamRejected
+	case tokens.Unavailable:
+	}
+	return policy.TokenUnavailable
+}

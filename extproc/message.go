@@ -1,0 +1,227 @@
+package extproc
+
+import (
+	"errors"
+
+	"google.golang.org/protobuf/encoding/protowire"
+
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
+)
+
+// phase is what a ProcessingRequest is about: its field number in the oneof.
+type phase protowire.Number
+
+// The phases, as external_processor.proto numbers them.
+const (
+	phaseNone             phase = 0
+	phaseRequestHeaders   phase = 2
+	phaseResponseHeaders  phase = 3
+	phaseRequestBody      phase = 4
+	phaseResponseBody     phase = 5
+	phaseRequestTrailers  phase = 6
+	phaseResponseTrailers phase = 7
+)
+
+// Field numbers of the messages read here.
+const (
+	fieldMetadataContext = 8 // ProcessingRequest
+	fieldAttributes      = 9 // ProcessingRequest
+
+	fieldHeaderMap = 1 // HttpHeaders.headers, HeaderMap.headers
+
+	fieldHeaderKey   = 1 // HeaderValue
+	fieldHeaderValue = 2
+	fieldHeaderRaw   = 3
+
+	fieldFilterMetadata = 1 // Metadata
+	fieldStructFields   = 1 // Struct
+	fieldMapKey         = 1 // any map entry
+	fieldMapValue       = 2
+	fieldStringValue    = 3 // Value
+)
+
+// namespace is the metadata namespace that carries a decision from one attempt
+// to the next and to the access log.
+const namespace = "mcp_auth"
+
+// message is a ProcessingRequest, read as far as a decision needs it. The
+// generated type costs 75 more allocations a call than this reader.
+type message struct {
+	// buf holds the wire bytes; header values alias it.
+	buf   []byte
+	phase phase
+	req   policy.Request
+	prior prior
+	// requestID is the x-request-id header, for the log.
+	requestID []byte
+	// known turns bytes into the strings we already hold, so that a name costs no allocation.
+	known map[string]string
+}
+
+// prior is what our own metadata of an earlier attempt says.
+type prior struct{ upstream, caller, reason string }
+
+var errWire = errors.New("malformed ProcessingRequest")
+
+// reset forgets the last message and keeps the memory.
+func (m *message) reset(known map[string]string) {
+	*m = message{buf: m.buf[:0], known: known, req: policy.Request{Headers: m.req.Headers[:0]}}
+}
+
+// str returns b as a string, allocating only for bytes never seen in the policy.
+func (m *message) str(b []byte) string {
+	if s, ok := m.known[string(b)]; ok {
+		return s
+	}
+	return string(b)
+}
+
+// decode reads m.buf.
+func (m *message) decode() error {
+	return each(m.buf, func(num protowire.Number, v []byte) error {
+		switch num {
+		case fieldMetadataContext:
+			return each(v, m.metadata)
+		case fieldAttributes:
+			return each(v, m.attributes)
+		}
+		if p := phase(num); p >= phaseRequestHeaders && p <= phaseResponseTrailers {
+			m.phase = p
+			if p == phaseRequestHeaders {
+				return each(v, m.headerMap)
+			}
+		}
+		return nil
+	})
+}
+
+func (m *message) headerMap(num protowire.Number, v []byte) error {
+	if num != fieldHeaderMap {
+		return nil
+	}
+	return each(v, m.header)
+}
+
+func (m *message) header(num protowire.Number, v []byte) error {
+	if num != fieldHeaderMap {
+		return nil
+	}
+	var h policy.Header
+	err := each(v, func(num protowire.Number, v []byte) error {
+		switch num {
+		case fieldHeaderKey:
+			h.Name = m.str(v)
+		case fieldHeaderValue, fieldHeaderRaw:
+			// Envoy fills one of the two; an empty one must not hide the other.
+			if len(v) > 0 {
+				h.Value = v
+			}
+		}
+		return nil
+	})
+	if h.Name == "x-request-id" {
+		m.requestID = h.Value
+	}
+	m.req.Headers = append(m.req.Headers, h)
+	return err
+}
+
+// attributes reads one entry of map<string, Struct>.
+func (m *message) attributes(num protowire.Number, v []byte) error {
+	if num != fieldMapValue {
+		return nil
+	}
+	return eachString(v, func(name, value []byte) {
+		switch string(name) {
+		case "xds.cluster_name":
+			m.req.Cluster = m.str(value)
+		case "xds.route_name":
+			m.req.Route = m.str(value)
+		case "connection.uri_san_peer_certificate":
+			m.req.URISAN = m.str(value)
+		case "connection.dns_san_peer_certificate":
+			m.req.DNSSAN = m.str(value)
+		}
+	})
+}
+
+// metadata reads one field of Metadata, and of it our own namespace only.
+func (m *message) metadata(num protowire.Number, v []byte) error {
+	if num != fieldFilterMetadata {
+		return nil
+	}
+	key, value, err := entry(v)
+	if err != nil || string(key) != namespace {
+		return err
+	}
+	return eachString(value, func(name, value []byte) {
+		switch string(name) {
+		case "upstream":
+			m.prior.upstream = m.str(value)
+		case "caller":
+			m.prior.caller = m.str(value)
+		case "reason":
+			m.prior.reason = m.str(value)
+		}
+	})
+}
+
+// eachString visits the string members of a Struct.
+func eachString(b []byte, visit func(name, value []byte)) error {
+	return each(b, func(num protowire.Number, v []byte) error {
+		if num != fieldStructFields {
+			return nil
+		}
+		name, value, err := entry(v)
+		if err != nil {
+			return err
+		}
+		return each(value, func(num protowire.Number, v []byte) error {
+			if num == fieldStringValue {
+				visit(name, v)
+			}
+			return nil
+		})
+	})
+}
+
+// entry splits a map entry.
+func entry(b []byte) (key, value []byte, err error) {
+	err = each(b, func(num protowire.Number, v []byte) error {
+		switch num {
+		case fieldMapKey:
+			key = v
+		case fieldMapValue:
+			value = v
+		}
+		return nil
+	})
+	return key, value, err
+}
+
+// each visits the length-delimited fields of a message and skips all others.
+func each(b []byte, visit func(protowire.Number, []byte) error) error {
+	for len(b) > 0 {
+		num, typ, n := protowire.ConsumeTag(b)
+		if n < 0 {
+			return errWire
+		}
+		b = b[n:]
+		if typ != protowire.BytesType {
+			if n = protowire.ConsumeFieldValue(num, typ, b); n < 0 {
+				return errWire
+			}
+			b = b[n:]
+			continue
+		}
+		v, n := protowire.ConsumeBytes(b)
+		if n < 0 {
+			return errWire
+		}
+		if err := visit(num, v); err != nil {
+			return err
+		}
+		b = b[n:]
+	}
+	return nil
+}

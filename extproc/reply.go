@@ -1,0 +1,134 @@
+package extproc
+
+import (
+	"google.golang.org/protobuf/encoding/protowire"
+)
+
+// Field numbers of the messages written here.
+const (
+	fieldRequestHeadersReply = 1 // ProcessingResponse
+	fieldImmediate           = 7
+	fieldDynamicMetadata     = 8
+
+	fieldCommon         = 1 // HeadersResponse, BodyResponse
+	fieldHeaderMutation = 2 // CommonResponse
+	fieldTrailerChange  = 1 // TrailersResponse
+
+	fieldSetHeaders    = 1 // HeaderMutation
+	fieldRemoveHeaders = 2
+
+	fieldOptionHeader = 1 // HeaderValueOption
+	fieldOptionAppend = 2
+	fieldOptionAction = 3
+
+	fieldStatus           = 1 // ImmediateResponse
+	fieldImmediateHeaders = 2
+	fieldBody             = 3
+	fieldDetails          = 5
+
+	overwriteOrAdd = 2 // HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
+)
+
+// reply is a ProcessingResponse as wire bytes. A reply belongs to one exchange,
+// which uses its memory again.
+type reply struct {
+	wire []byte
+	// mutation and meta are scratch for the nested messages, whose lengths
+	// stand before them.
+	mutation []byte
+	meta     []byte
+}
+
+// appendBytes appends a length-delimited field.
+func appendBytes(b []byte, num protowire.Number, v []byte) []byte {
+	b = protowire.AppendTag(b, num, protowire.BytesType)
+	return protowire.AppendBytes(b, v)
+}
+
+// appendText is appendBytes for a string.
+func appendText(b []byte, num protowire.Number, v string) []byte {
+	b = protowire.AppendTag(b, num, protowire.BytesType)
+	return protowire.AppendString(b, v)
+}
+
+// sizeBytes is the length of a length-delimited field with a number below 16.
+func sizeBytes(n int) int { return 1 + protowire.SizeBytes(n) }
+
+// appendSet appends a HeaderMutation.set_headers entry.
+//
+// The value goes into raw_value, because Envoy sends an empty header for value.
+// append=false and OVERWRITE_IF_EXISTS_OR_ADD are both said, because Envoy
+// reads the first and other data planes read the second.
+func appendSet[T string | []byte](b []byte, name string, value T) []byte {
+	header := sizeBytes(len(name)) + sizeBytes(len(value))
+	b = protowire.AppendTag(b, fieldSetHeaders, protowire.BytesType)
+	b = protowire.AppendVarint(b, uint64(sizeBytes(header)+4))
+	b = protowire.AppendTag(b, fieldOptionHeader, protowire.BytesType)
+	b = protowire.AppendVarint(b, uint64(header))
+	b = appendText(b, fieldHeaderKey, name)
+	b = protowire.AppendTag(b, fieldHeaderRaw, protowire.BytesType)
+	b = protowire.AppendVarint(b, uint64(len(value)))
+	b = append(b, value...)
+	b = appendBytes(b, fieldOptionAppend, nil)
+	b = protowire.AppendTag(b, fieldOptionAction, protowire.VarintType)
+	return protowire.AppendVarint(b, overwriteOrAdd)
+}
+
+// appendRemove appends a HeaderMutation.remove_headers entry.
+func appendRemove(b []byte, name string) []byte { return appendText(b, fieldRemoveHeaders, name) }
+
+// appendMember appends a string member to a Struct.
+func appendMember(b []byte, name, value string) []byte {
+	val := sizeBytes(len(value))
+	b = protowire.AppendTag(b, fieldStructFields, protowire.BytesType)
+	b = protowire.AppendVarint(b, uint64(sizeBytes(len(name))+sizeBytes(val)))
+	b = appendText(b, fieldMapKey, name)
+	b = protowire.AppendTag(b, fieldMapValue, protowire.BytesType)
+	b = protowire.AppendVarint(b, uint64(val))
+	return appendText(b, fieldStringValue, value)
+}
+
+// appendMetadata appends dynamic_metadata: our namespace with the members in meta.
+func appendMetadata(b, meta []byte) []byte {
+	value := sizeBytes(len(meta)) // Value.struct_value
+	item := sizeBytes(len(namespace)) + sizeBytes(value)
+	b = protowire.AppendTag(b, fieldDynamicMetadata, protowire.BytesType)
+	b = protowire.AppendVarint(b, uint64(sizeBytes(item)))
+	b = protowire.AppendTag(b, fieldStructFields, protowire.BytesType)
+	b = protowire.AppendVarint(b, uint64(item))
+	b = appendText(b, fieldMapKey, namespace)
+	b = protowire.AppendTag(b, fieldMapValue, protowire.BytesType)
+	b = protowire.AppendVarint(b, uint64(value))
+	return appendBytes(b, 5, meta) // Value.struct_value
+}
+
+// continueWith writes "go on, with this HeaderMutation".
+func (r *reply) continueWith() {
+	common := sizeBytes(len(r.mutation))
+	r.wire = protowire.AppendTag(r.wire[:0], fieldRequestHeadersReply, protowire.BytesType)
+	r.wire = protowire.AppendVarint(r.wire, uint64(sizeBytes(common)))
+	r.wire = protowire.AppendTag(r.wire, fieldCommon, protowire.BytesType)
+	r.wire = protowire.AppendVarint(r.wire, uint64(common))
+	r.wire = appendBytes(r.wire, fieldHeaderMutation, r.mutation)
+	r.wire = appendMetadata(r.wire, r.meta)
+}
+
+// immediate writes "answer the caller yourself": status, the headers of
+// r.mutation, and a body.
+func (r *reply) immediate(status int, body []byte, details string) {
+	code := protowire.AppendTag(nil, 1, protowire.VarintType) // HttpStatus.code
+	code = protowire.AppendVarint(code, uint64(status))       //nolint:gosec // HTTP statuses are small and positive
+	var im []byte
+	im = appendBytes(im, fieldStatus, code)
+	im = appendBytes(im, fieldImmediateHeaders, r.mutation)
+	im = appendBytes(im, fieldBody, body)
+	im = appendText(im, fieldDetails, details)
+	r.wire = appendBytes(r.wire[:0], fieldImmediate, im)
+	r.wire = appendMetadata(r.wire, r.meta)
+}
+
+// acknowledge writes an empty reply of the kind a phase other than the request
+// headers wants. The numbers of the two oneofs are one apart.
+func (r *reply) acknowledge(p phase) {
+	r.wire = appendBytes(r.wire[:0], protowire.Number(p)-1, nil)
+}

@@ -1,0 +1,206 @@
+package extproc
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/rs/zerolog"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/encoding"
+	"google.golang.org/grpc/encoding/proto"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/tokens"
+)
+
+// serviceName is the gRPC service Envoy's ext_proc filter calls.
+const serviceName = "envoy.service.ext_proc.v3.ExternalProcessor"
+
+// upstreamKey is the initial metadata by which Envoy's configuration names the upstream.
+const upstreamKey = "mcp-upstream"
+
+// Config is what a Server needs.
+type Config struct {
+	// Tokens is where access tokens come from. Required.
+	Tokens *tokens.Cache
+	// Secrets resolves fixed header credentials. Required.
+	Secrets tokens.SecretSource
+	// Now is the clock. Required.
+	Now func() time.Time
+	// Log gets one line for each refusal, and none for a request that goes on.
+	Log zerolog.Logger
+	// Observe is told of every decision before the reply is sent. Nil: nobody is.
+	Observe Observer
+}
+
+// Observer is told of decisions. Decided is called on the request path, from
+// many goroutines at once: it must not block, nor keep d.
+type Observer interface{ Decided(d *Decision) }
+
+// Decision is the one event of a request. Nothing in it is secret.
+type Decision struct {
+	// Upstream and Caller are names of the policy; empty when not found out.
+	Upstream, Caller string
+	// Reason says how it ended.
+	Reason policy.Reason
+	// Token is the fingerprint of the access token lent, or empty.
+	Token string
+	// Attempt is Envoy's count, 1 for the first.
+	Attempt int
+	// CookiesKept and CookiesDropped count cookie pairs.
+	CookiesKept, CookiesDropped int
+	// RetryAfter is when a refused call may be tried again; 0 when waiting does not help.
+	RetryAfter time.Duration
+	// Took is the time from message to reply, waiting for a token included.
+	Took time.Duration
+}
+
+// Server decides. Its methods may be called from any number of goroutines.
+type Server struct {
+	cfg  Config
+	now  func() time.Time
+	snap atomic.Pointer[snapshot]
+	pool sync.Pool
+}
+
+// New returns a Server that refuses everything until Load.
+func New(cfg Config) (*Server, error) {
+	if cfg.Tokens == nil || cfg.Secrets == nil || cfg.Now == nil {
+		return nil, errors.New("extproc: Config needs Tokens, Secrets and Now")
+	}
+	s := &Server{cfg: cfg, now: cfg.Now}
+	s.pool.New = func() any { return new(exchange) }
+	s.snap.Store(emptySnapshot())
+	return s, nil
+}
+
+// Options are the grpc.Server options that Register relies on.
+func (*Server) Options() []grpc.ServerOption {
+	return []grpc.ServerOption{
+		grpc.ForceServerCodecV2(codec{encoding.GetCodecV2(proto.Name)}),
+		grpc.MaxRecvMsgSize(1 << 20), // Envoy's own header limit is 96 KiB at most
+		grpc.MaxConcurrentStreams(1 << 20),
+	}
+}
+
+// Register adds the service to a gRPC server made with Options.
+func (s *Server) Register(g *grpc.Server) {
+	g.RegisterService(&grpc.ServiceDesc{
+		ServiceName: serviceName,
+		HandlerType: (*any)(nil),
+		Streams: []grpc.StreamDesc{{
+			StreamName:    "Process",
+			Handler:       func(_ any, stream grpc.ServerStream) error { return s.Process(stream) },
+			ServerStreams: true,
+			ClientStreams: true,
+		}},
+		Metadata: "envoy/service/ext_proc/v3/external_processor.proto",
+	}, s)
+}
+
+// Process serves one ext_proc stream: one message, one reply, and the end. It
+// returns nil after a reply was sent and never otherwise.
+func (s *Server) Process(stream grpc.ServerStream) (err error) {
+	x := s.begin(stream)
+	defer s.end(x, &err)
+	for {
+		x.msg.reset(x.snap.known)
+		if err := stream.RecvMsg(&x.msg); err != nil {
+			return unanswered(err)
+		}
+		more, err := x.answer(stream.Context(), s)
+		if err != nil {
+			return err
+		}
+		if err := stream.SendMsg(&x.out); err != nil {
+			return unanswered(err)
+		}
+		if !more {
+			return nil
+		}
+	}
+}
+
+// unanswered turns the end of a stream, however it came, into an error: io.EOF
+// must not become the nil that Envoy reads as permission.
+func unanswered(err error) error {
+	return status.Errorf(codes.Unavailable, "the stream ended before a reply: %v", err)
+}
+
+// begin takes an exchange for one stream. The whole stream sees one snapshot.
+func (s *Server) begin(stream grpc.ServerStream) *exchange {
+	x, _ := s.pool.Get().(*exchange)
+	x.snap = s.snap.Load()
+	x.names = metadata.ValueFromIncomingContext(stream.Context(), upstreamKey)
+	x.lane, x.caller, x.token, x.cause = nil, nil, nil, nil
+	x.cookies = policy.CookieResult{}
+	x.decision = Decision{Attempt: 1}
+	return x
+}
+
+// end returns the exchange. A panic becomes an error of this stream alone; the
+// exchange is left to the garbage collector then, whatever state it is in.
+func (s *Server) end(x *exchange, err *error) {
+	if p := recover(); p != nil {
+		// The value is not logged: it may quote what a header held.
+		s.cfg.Log.Error().Str("upstream", x.decision.Upstream).Type("panic", p).Stack().
+			Msg("internal error, request refused")
+		*err = status.Error(codes.Internal, "internal error")
+		return
+	}
+	x.snap, x.token = nil, nil
+	s.pool.Put(x)
+}
+
+// record tells the observer and, for a refusal, the log.
+func (s *Server) record(x *exchange) {
+	if s.cfg.Observe != nil {
+		s.cfg.Observe.Decided(&x.decision)
+	}
+	if x.decision.Reason == policy.Allowed {
+		return
+	}
+	d := &x.decision
+	s.cfg.Log.Warn().
+		Str("reason", d.Reason.String()).
+		Str("upstream", d.Upstream).
+		Str("caller", d.Caller).
+		Str("request_id", printable(x.msg.requestID, 64)).
+		Int("attempt", d.Attempt).
+		AnErr("cause", x.cause).
+		Msg("refused")
+}
+
+// printable returns at most limit characters of b, visible ASCII only: a
+// request id is the caller's to choose.
+func printable(b []byte, limit int) string {
+	out := make([]byte, 0, limit)
+	for _, c := range b[:min(len(b), limit)] {
+		if c > ' ' && c < 0x7f {
+			out = append(out, c)
+		}
+	}
+	return string(out)
+}
+
+// Load puts a policy in force: everything that can fail happens first, then one
+// pointer is swapped. On an error the policy before it stays. Calls in flight
+// end under the policy they began with.
+func (s *Server) Load(set *policy.Set) error {
+	snap, err := s.build(set)
+	if err != nil {
+		return fmt.Errorf("loading the policy: %w", err)
+	}
+	s.snap.Store(snap)
+	s.cfg.Tokens.Retain(snap.sources())
+	return nil
+}
+
+// Sources lists the token sources of the policy in force, for status pages.
+func (s *Server) Sources() []*tokens.Source { return s.snap.Load().sources() }

@@ -1,0 +1,130 @@
+package extproc
+
+import (
+	"fmt"
+
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/tokens"
+)
+
+// snapshot is a policy in force. It is immutable.
+type snapshot struct {
+	set   *policy.Set
+	lanes map[*policy.Upstream]*lane
+	// known are the strings a message is likely to hold.
+	known map[string]string
+}
+
+// lane is what the request path needs of one upstream.
+type lane struct {
+	up     *policy.Upstream
+	source *tokens.Source // nil unless an access token is lent
+	fixed  []fixedHeader
+	// mutation is the part of the reply that is the same for every call.
+	mutation []byte
+}
+
+// fixedHeader is a header credential.
+type fixedHeader struct {
+	name    string
+	ref     policy.SecretRef
+	secrets tokens.SecretSource
+}
+
+// secret returns the value now in force, if it can stand in a header: CR, LF or
+// NUL would fail the whole request in Envoy.
+func (h fixedHeader) secret() (string, error) {
+	s, err := h.secrets.Secret(h.ref)
+	if err != nil {
+		return "", err
+	}
+	v := s.Reveal()
+	if v == "" {
+		return "", fmt.Errorf("the secret %s for header %s is empty; put a value there", h.ref, h.name)
+	}
+	for i := range len(v) {
+		if c := v[i]; c < ' ' && c != '\t' || c == 0x7f {
+			return "", fmt.Errorf("the secret %s for header %s holds a control character; remove it", h.ref, h.name)
+		}
+	}
+	return v, nil
+}
+
+func emptySnapshot() *snapshot {
+	return &snapshot{set: new(policy.Set), known: map[string]string{}}
+}
+
+func (s *Server) build(set *policy.Set) (*snapshot, error) {
+	snap := &snapshot{set: set, lanes: make(map[*policy.Upstream]*lane, len(set.Upstreams)), known: knownNames()}
+	for _, up := range set.Upstreams {
+		l, err := s.lane(up)
+		if err != nil {
+			return nil, fmt.Errorf("upstream %s: %w", up.Name, err)
+		}
+		snap.lanes[up] = l
+		snap.know(up.Name, up.Cluster, up.Route)
+	}
+	for _, c := range set.Callers {
+		snap.know(c.Name)
+		snap.know(c.SANs...)
+	}
+	return snap, nil
+}
+
+func (s *Server) lane(up *policy.Upstream) (*lane, error) {
+	l := &lane{up: up}
+	if o := up.Credential.OAuth2; o != nil {
+		source, err := s.cfg.Tokens.Source(up.Name, o)
+		if err != nil {
+			return nil, err
+		}
+		l.source = source
+	}
+	for _, h := range up.Credential.Headers {
+		fixed := fixedHeader{name: h.Name, ref: h.Value, secrets: s.cfg.Secrets}
+		if _, err := fixed.secret(); err != nil {
+			return nil, err
+		}
+		l.fixed = append(l.fixed, fixed)
+	}
+	l.mutation = appendSet(nil, guardHeader, up.Name)
+	for _, name := range up.Headers.Always() {
+		l.mutation = appendRemove(l.mutation, name)
+	}
+	return l, nil
+}
+
+func (s *snapshot) know(names ...string) {
+	for _, n := range names {
+		if n != "" {
+			s.known[n] = n
+		}
+	}
+}
+
+// sources lists the token sources in use.
+func (s *snapshot) sources() []*tokens.Source {
+	var all []*tokens.Source
+	for _, l := range s.lanes {
+		if l.source != nil {
+			all = append(all, l.source)
+		}
+	}
+	return all
+}
+
+// knownNames are the header names and words seen in most messages.
+func knownNames() map[string]string {
+	known := map[string]string{}
+	for _, n := range []string{
+		":method", ":scheme", ":path", ":authority", "host",
+		"accept", "accept-encoding", "accept-language", "authorization", "cache-control", "content-length",
+		"content-type", "cookie", "last-event-id", "mcp-method", "mcp-name", "mcp-protocol-version",
+		"mcp-session-id", "origin", "te", "traceparent", "tracestate", "user-agent", "x-envoy-attempt-count",
+		"x-envoy-expected-rq-timeout-ms", "x-envoy-original-path", "x-forwarded-for", "x-forwarded-proto",
+		"x-litellm-api-key", "x-mcp-auth-key", "x-request-id", "allowed",
+	} {
+		known[n] = n
+	}
+	return known
+}

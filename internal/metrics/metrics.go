@@ -1,0 +1,130 @@
+// Package metrics counts what the server does, for Prometheus.
+package metrics
+
+import (
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/extproc"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/tokens"
+)
+
+// Metrics holds the registry and everything counted. Its methods may be called
+// from any number of goroutines.
+type Metrics struct {
+	// Registry is what /metrics shows.
+	Registry *prometheus.Registry
+
+	decisions *prometheus.CounterVec
+	seconds   prometheus.Histogram
+	fetches   *prometheus.CounterVec
+	reloads   *prometheus.CounterVec
+	reloadOK  prometheus.Gauge
+	reloadAt  prometheus.Gauge
+	series    sync.Map // seriesKey → prometheus.Counter, so that a call does not hash labels
+}
+
+type seriesKey struct {
+	upstream string
+	reason   policy.Reason
+}
+
+// New makes the metrics. version is shown by mcp_auth_build_info; expiries, when
+// not nil, is asked at each scrape for the expiry times of tokens by upstream.
+func New(version string, expiries func(yield func(upstream string, expiry time.Time))) *Metrics {
+	m := &Metrics{
+		Registry: prometheus.NewRegistry(),
+		decisions: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "mcp_auth_decisions_total",
+			Help: "Decisions by upstream and reason; reason is allowed when the request went on.",
+		}, []string{"upstream", "reason"}),
+		seconds: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "mcp_auth_decision_seconds",
+			Help:    "Time from Envoy's message to our reply, waiting for a token included.",
+			Buckets: []float64{.00001, .000025, .00005, .0001, .00025, .001, .005, .025, .1, .5, 1, 2.5},
+		}),
+		fetches: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "mcp_auth_token_requests_total",
+			Help: "Requests to token endpoints by upstream (the first in the alphabet, when several share the token) and result.",
+		}, []string{"upstream", "result"}),
+		reloads: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "mcp_auth_config_reloads_total",
+			Help: "Attempts to put a changed policy in force, by result.",
+		}, []string{"result"}),
+		reloadOK: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "mcp_auth_config_last_reload_successful",
+			Help: "1 when the policy file as it is now is in force, 0 when it could not be loaded and the last good one serves.",
+		}),
+		reloadAt: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "mcp_auth_config_last_reload_success_timestamp_seconds",
+			Help: "When the policy in force was loaded.",
+		}),
+	}
+	build := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "mcp_auth_build_info", Help: "Always 1; the label says which version runs.",
+		ConstLabels: prometheus.Labels{"version": version},
+	})
+	build.Set(1)
+	m.Registry.MustRegister(m.decisions, m.seconds, m.fetches, m.reloads, m.reloadOK, m.reloadAt, build,
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	if expiries != nil {
+		m.Registry.MustRegister(expiryCollector{expiries, expiryDesc()})
+	}
+	return m
+}
+
+// Decided implements extproc.Observer.
+func (m *Metrics) Decided(d *extproc.Decision) {
+	key := seriesKey{d.Upstream, d.Reason}
+	c, ok := m.series.Load(key)
+	if !ok {
+		c, _ = m.series.LoadOrStore(key, m.decisions.WithLabelValues(d.Upstream, d.Reason.String()))
+	}
+	if counter, ok := c.(prometheus.Counter); ok {
+		counter.Inc()
+	}
+	m.seconds.Observe(d.Took.Seconds())
+}
+
+// Fetched counts one token request.
+func (m *Metrics) Fetched(f tokens.Fetch) {
+	// One request counts once, however many upstreams share the token.
+	m.fetches.WithLabelValues(f.Upstreams[0], f.Result).Inc()
+}
+
+// Reloaded counts one attempt to put a policy in force.
+func (m *Metrics) Reloaded(at time.Time, err error) {
+	if err != nil {
+		m.reloads.WithLabelValues("failed").Inc()
+		m.reloadOK.Set(0)
+		return
+	}
+	m.reloads.WithLabelValues("ok").Inc()
+	m.reloadOK.Set(1)
+	m.reloadAt.Set(float64(at.Unix()))
+}
+
+// expiryCollector reads expiry times when asked, so that nothing keeps them in step.
+type expiryCollector struct {
+	each func(yield func(upstream string, expiry time.Time))
+	desc *prometheus.Desc
+}
+
+func expiryDesc() *prometheus.Desc {
+	return prometheus.NewDesc("mcp_auth_token_expiry_timestamp_seconds",
+		"When the access token held for an upstream expires; absent while there is none.", []string{"upstream"}, nil)
+}
+
+// Describe implements prometheus.Collector.
+func (c expiryCollector) Describe(ch chan<- *prometheus.Desc) { ch <- c.desc }
+
+// Collect implements prometheus.Collector.
+func (c expiryCollector) Collect(ch chan<- prometheus.Metric) {
+	c.each(func(upstream string, expiry time.Time) {
+		ch <- prometheus.MustNewConstMetric(c.desc, prometheus.GaugeValue, float64(expiry.Unix()), upstream)
+	})
+}
