@@ -95,8 +95,9 @@ func mutationRules(t target) *mutationv3.HeaderMutationRules {
 	names, prefixes, all := t.Mutable()
 	rules := &mutationv3.HeaderMutationRules{DisallowIsError: yes()}
 	if all {
-		// Any header of the caller may have to go. Envoy still protects :authority,
-		// host, :path and x-envoy-*.
+		// Any header of the caller may have to go. Envoy still protects
+		// host and x-envoy-*.
+		rules.DisallowSystem = yes()
 		return rules
 	}
 	rules.DisallowAll = yes()

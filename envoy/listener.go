@@ -75,7 +75,6 @@ func connectionManager(p *packed, name string, routes *routev3.RouteConfiguratio
 		StatPrefix:                   name,
 		CodecType:                    hcmv3.HttpConnectionManager_AUTO,
 		UseRemoteAddress:             yes(),
-		ForwardClientCertDetails:     hcmv3.HttpConnectionManager_SANITIZE,
 		NormalizePath:                yes(),
 		MergeSlashes:                 true,
 		PathWithEscapedSlashesAction: hcmv3.HttpConnectionManager_REJECT_REQUEST,

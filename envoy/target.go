@@ -3,7 +3,6 @@ package envoy
 import (
 	"fmt"
 	"net"
-	"net/netip"
 	"net/url"
 	"strconv"
 	"strings"
@@ -41,7 +40,8 @@ func newTarget(u *policy.Upstream) (target, error) {
 	if err != nil {
 		return target{}, fmt.Errorf("url: %w", err)
 	}
-	t := target{Upstream: u, tls: parsed.Scheme == "https", host: parsed.Hostname(), authority: parsed.Host, path: parsed.EscapedPath()}
+	host := strings.ToLower(parsed.Hostname())
+	t := target{Upstream: u, tls: parsed.Scheme == "https", host: host, path: parsed.EscapedPath()}
 	if !t.tls && parsed.Scheme != "http" || t.host == "" {
 		return target{}, fmt.Errorf("want an http or https url with a host, got %q", u.URL)
 	}
@@ -53,21 +53,40 @@ func newTarget(u *policy.Upstream) (target, error) {
 	if t.path == "/" {
 		t.path = ""
 	}
-	t.port = 80
-	if t.tls {
-		t.port = 443
+	if t.port, err = port(parsed, t.tls); err != nil {
+		return target{}, err
 	}
-	if p := parsed.Port(); p != "" {
-		n, err := strconv.ParseUint(p, 10, 16)
-		if err != nil {
-			return target{}, fmt.Errorf("port of url %q: want 1 to 65535", u.URL)
-		}
-		t.port = uint32(n)
-	}
+	t.authority = authority(t)
 	if strings.Contains(t.path, "//") || strings.Contains(t.path, "/.") {
 		return target{}, fmt.Errorf("url %q: want a path without empty or dot segments: Envoy normalises the caller's path and would never match it", u.URL)
 	}
 	return t, nil
+}
+
+func port(u *url.URL, tls bool) (uint32, error) {
+	switch p := u.Port(); {
+	case p != "":
+		n, err := strconv.ParseUint(p, 10, 16)
+		if err != nil || n == 0 {
+			return 0, fmt.Errorf("url %q: want a port from 1 to 65535", u.Redacted())
+		}
+		return uint32(n), nil
+	case tls:
+		return 443, nil
+	}
+	return 80, nil
+}
+
+// authority leaves the scheme's own port out, as clients do (RFC 9110 §4.2.3).
+func authority(t target) string {
+	host := t.host
+	if strings.Contains(host, ":") {
+		host = "[" + host + "]"
+	}
+	if t.tls && t.port == 443 || !t.tls && t.port == 80 {
+		return host
+	}
+	return fmt.Sprintf("%s:%d", host, t.port)
 }
 
 // mtls reports whether a caller of this upstream proves itself by certificate.
@@ -78,12 +97,6 @@ func (t target) mtls() bool {
 		}
 	}
 	return false
-}
-
-// ip returns the host as an address, if it is one.
-func (t target) ip() (netip.Addr, bool) {
-	a, err := netip.ParseAddr(t.host)
-	return a, err == nil
 }
 
 // address turns unix:///PATH or HOST:PORT into Envoy's form.

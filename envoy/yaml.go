@@ -31,8 +31,8 @@ func commented(m proto.Message, remarks []comment) ([]byte, error) {
 	root := doc.Content[0]
 	w := &writer{left: slices.Clone(remarks)}
 	w.walk(root, "")
-	root.HeadComment = header()
 	var b bytes.Buffer
+	b.WriteString(header() + "\n\n")
 	enc := yaml.NewEncoder(&b)
 	enc.SetIndent(2)
 	if err := enc.Encode(root); err != nil {
@@ -48,6 +48,7 @@ func (w *writer) walk(n *yaml.Node, path string) {
 	n.Style = 0
 	switch n.Kind {
 	case yaml.MappingNode:
+		spellOut(n)
 		sortKeys(n)
 		for i := 0; i < len(n.Content); i += 2 {
 			key, value := n.Content[i], n.Content[i+1]
@@ -78,6 +79,31 @@ func (w *writer) remark(path string) string {
 	return ""
 }
 
+// spellOut writes down the zero values that decide about safety. protojson leaves
+// them out, and a reader should not have to know Envoy's defaults by heart.
+func spellOut(n *yaml.Node) {
+	switch {
+	case strings.HasSuffix(scalar(n, "@type"), ".ExternalProcessor"):
+		n.Content = append(n.Content, plain("failure_mode_allow"), plain("false"))
+	case scalar(n, "request_header_mode") != "":
+		n.Content = append(n.Content, plain("request_body_mode"), plain("NONE"), plain("response_body_mode"), plain("NONE"))
+	case strings.HasSuffix(scalar(n, "@type"), ".HttpConnectionManager"):
+		n.Content = append(n.Content, plain("forward_client_cert_details"), plain("SANITIZE"))
+	}
+}
+
+func plain(s string) *yaml.Node { return &yaml.Node{Kind: yaml.ScalarNode, Value: s} }
+
+// scalar returns the value of a key that holds one, or "".
+func scalar(n *yaml.Node, key string) string {
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		if n.Content[i].Value == key && n.Content[i+1].Kind == yaml.ScalarNode {
+			return n.Content[i+1].Value
+		}
+	}
+	return ""
+}
+
 // sortKeys puts the keys a reader looks for first; the rest keeps the order of
 // Envoy's own documentation.
 func sortKeys(n *yaml.Node) {
@@ -88,8 +114,14 @@ func sortKeys(n *yaml.Node) {
 
 // rank orders keys: lower comes first, and most keys are in the middle.
 func rank(key string) int {
-	first := []string{"@type", "name", "admin", "node", "domains", "address", "match", "type", "stat_prefix", "codec_type"}
-	last := []string{"route_config", "http_filters", "routes", "transport_socket", "filter_chains", "overload_manager", "typed_extension_protocol_options", "clusters"}
+	first := []string{
+		"@type", "name", "node", "admin", "domains", "address", "match", "type", "stat_prefix", "codec_type",
+		"grpc_service", "failure_mode_allow", "message_timeout", "processing_mode", "request_header_mode", "response_header_mode",
+	}
+	last := []string{
+		"http_filters", "route_config", "routes", "transport_socket", "filter_chains",
+		"typed_extension_protocol_options", "clusters", "layered_runtime", "overload_manager",
+	}
 	if i := slices.Index(first, key); i >= 0 {
 		return i - len(first)
 	}

@@ -1,0 +1,194 @@
+package envoy
+
+import (
+	"slices"
+	"strings"
+)
+
+// listenerChecks looks at the connection managers whose calls concern us.
+func (c *checker) listenerChecks() {
+	for _, l := range c.listeners {
+		for _, m := range connectionManagers(l) {
+			c.manager(m)
+		}
+	}
+}
+
+func (c *checker) manager(m manager) {
+	chain := m.hcm.get("http_filters")
+	asks := slices.ContainsFunc(filters(chain), c.ours)
+	rc, seen := c.routesOf(m.hcm)
+	var mine []leg
+	for _, l := range legs(rc) {
+		if asks || c.concerns(l) {
+			mine = append(mine, l)
+		}
+	}
+	if !asks && len(mine) == 0 && (seen || len(c.guarded) == 0) {
+		return
+	}
+	if !seen {
+		c.report(m.hcm.get("rds"), problem{
+			"routes-unseen", "the routes of this listener are fetched elsewhere and are not in this file", "They were not checked", "check the answer of the admin's /config_dump?include_eds instead",
+		})
+	}
+	c.rules(m.hcm, managerRules())
+	early := slices.ContainsFunc(m.hcm.get("early_header_mutation_extensions").items(), func(e tree) bool {
+		config, _ := e.config()
+		return removes(config.get("mutations"))
+	})
+	if asks {
+		c.chain(chain, false, early, nil)
+		c.oneIdentity(chain, mine)
+	} else if !early {
+		c.report(m.hcm.get("early_header_mutation_extensions"), problem{
+			"mark-not-removed", "nothing removes " + GuardHeader + " when a request comes in", "It is ours alone to set",
+			"add early_header_mutation_extensions with `remove: " + GuardHeader + "`",
+		})
+	}
+	c.callerCertificates(m, mine)
+	for _, l := range mine {
+		c.leg(l, asks)
+		c.rejected(m.hcm, l)
+		if asks {
+			for _, name := range l.clusters() {
+				c.covered[name] = true
+			}
+		}
+	}
+}
+
+// routesOf returns the routes of a connection manager, inline or by name.
+func (c *checker) routesOf(hcm tree) (tree, bool) {
+	if rc := hcm.get("route_config"); rc.ok() {
+		return rc, true
+	}
+	rc, ok := c.routes[hcm.get("rds", "route_config_name").str()]
+	return rc, ok
+}
+
+// concerns reports whether a leg may go to a cluster that is guarded or in the
+// policy. One that a request header chooses may go anywhere.
+func (c *checker) concerns(l leg) bool {
+	if len(l.clusters()) == 0 {
+		return len(c.guarded) > 0
+	}
+	return slices.ContainsFunc(l.clusters(), func(name string) bool { return c.guarded[name] || c.byCluster[name] != nil })
+}
+
+func managerRules() []rule {
+	path := "The policy and the upstream could read two different paths from one request"
+	host := "One host has several spellings, and the others would meet another virtual host"
+	return []rule{
+		{[]string{"normalize_path"}, isTrue, problem{"path-not-normalized", "normalize_path is not set", path, "set normalize_path: true"}},
+		{[]string{"merge_slashes"}, isTrue, problem{"slashes-not-merged", "merge_slashes is not set", path, "set merge_slashes: true"}},
+		{[]string{"path_with_escaped_slashes_action"}, oneOf("REJECT_REQUEST", "UNESCAPE_AND_REDIRECT"), problem{
+			"escaped-slashes", "%2f and %5c in a path are let through", path, "set path_with_escaped_slashes_action: REJECT_REQUEST",
+		}},
+		{[]string{"strip_any_host_port"}, isTrue, problem{"host-port", "strip_any_host_port is not set", host, "set strip_any_host_port: true"}},
+		{[]string{"strip_trailing_host_dot"}, isTrue, problem{"host-dot", "strip_trailing_host_dot is not set", host, "set strip_trailing_host_dot: true"}},
+		{[]string{"common_http_protocol_options", "headers_with_underscores_action"}, oneOf("REJECT_REQUEST", "DROP_HEADER"), problem{
+			"underscores", "headers with underscores are let through", "Many servers read x_api_key as x-api-key, which the policy would have taken off",
+			"set common_http_protocol_options.headers_with_underscores_action: REJECT_REQUEST",
+		}},
+		{[]string{"use_remote_address"}, isTrue, problem{
+			"remote-address", "use_remote_address is not set", "x-envoy-* headers of a caller then set retries and timeouts", "set use_remote_address: true",
+		}},
+		{[]string{"internal_address_config"}, func(t tree) bool { return len(t.get("cidr_ranges").items()) == 0 && !t.get("unix_sockets").yes() }, problem{
+			"internal-callers", "callers from internal_address_config keep their x-envoy-* headers", "They then set retries and timeouts", "remove internal_address_config",
+		}},
+		{[]string{"forward_client_cert_details"}, func(t tree) bool { return t.str() != "ALWAYS_FORWARD_ONLY" && t.str() != "2147483647" }, problem{
+			"caller-certificate-header", "a caller's own x-forwarded-client-cert is passed on", "Anyone can write anything into it", "set forward_client_cert_details: SANITIZE",
+		}},
+		{[]string{"stream_idle_timeout"}, present, problem{
+			"idle-timeout", "stream_idle_timeout is not set: 5 minutes", "A silent SSE stream or a long tool call is cut off", "set stream_idle_timeout: 3600s",
+		}},
+	}
+}
+
+// oneIdentity checks a listener's filter that names one upstream while its routes
+// lead to several.
+func (c *checker) oneIdentity(chain tree, mine []leg) {
+	names := map[string]bool{}
+	for _, l := range mine {
+		for _, n := range l.clusters() {
+			names[n] = true
+		}
+	}
+	for _, f := range filters(chain) {
+		ids := identities(f.config.get("grpc_service", "initial_metadata"))
+		if c.ours(f) && len(ids) > 0 && len(names) > 1 {
+			c.report(ids[0], problem{
+				"one-identity", "the filter names one upstream for all routes of this listener", "Every cluster they lead to would get that upstream's credential",
+				"remove " + UpstreamMetadata + " here and set request_attributes: [xds.cluster_name, xds.route_name]",
+			})
+		}
+	}
+}
+
+// callerCertificates checks that names in a client's certificate were verified.
+func (c *checker) callerCertificates(m manager, mine []leg) {
+	tls, kind := m.chain.get("transport_socket").config()
+	common := tls.get("common_tls_context")
+	at := common.get("validation_context", "trust_chain_verification")
+	if at.str() == "ACCEPT_UNTRUSTED" {
+		c.report(at, problem{"caller-unverified", "client certificates are not verified", "Anyone can write any name into one", "remove trust_chain_verification"})
+	}
+	verified := kind == "DownstreamTlsContext" && (common.get("validation_context", "trusted_ca").ok() ||
+		common.get("combined_validation_context").ok() || common.get("validation_context_sds_secret_config").ok())
+	for _, l := range mine {
+		for _, name := range l.clusters() {
+			if up := c.byCluster[name]; up != nil && up.mtls() && !verified {
+				c.report(m.chain, problem{
+					"no-client-ca", "upstream \"" + up.Name + "\" has callers of kind mtls, and this listener verifies no client certificates", "They can never be recognised here",
+					"set validation_context.trusted_ca in the listener's transport_socket",
+				})
+			}
+		}
+	}
+}
+
+// rejected checks that an upstream's last 401, and its challenge, stay here.
+func (c *checker) rejected(hcm tree, l leg) {
+	lent := slices.ContainsFunc(l.clusters(), func(name string) bool { up := c.byCluster[name]; return up != nil && !up.Credential.None() })
+	if !lent {
+		return
+	}
+	off := false
+	for _, level := range l.levels {
+		override := level.get("typed_per_filter_config", filterCustomResponse)
+		off = off || override.get("disabled").yes()
+	}
+	converts := slices.ContainsFunc(filters(hcm.get("http_filters")), func(f filter) bool { return f.kind == "CustomResponse" && f.config.mentions("401") })
+	if off || !converts && !l.route.get("typed_per_filter_config").mentions("401") {
+		c.report(l.route, problem{
+			"rejection-relayed", "the upstream's 401 goes to the caller", "It is about our credential; clients start a login that cannot help", "turn it into a 502 with custom_response as `render envoy` does",
+		})
+	}
+	if !slices.ContainsFunc(l.levels, func(t tree) bool { return listsHeader(t.get("response_headers_to_remove"), challengeHeader) }) {
+		c.report(l.route.get("response_headers_to_remove"), problem{
+			"challenge-relayed", "the upstream's www-authenticate goes to the caller", "It is for the holder of the credential, which is not the caller", "set response_headers_to_remove: [www-authenticate]",
+		})
+	}
+}
+
+func listsHeader(list tree, name string) bool {
+	return slices.ContainsFunc(list.strs(), func(s string) bool { return strings.EqualFold(s, name) })
+}
+
+// coverage checks that every cluster of the policy is asked about.
+func (c *checker) coverage() {
+	for _, cl := range c.clusters {
+		name := cl.get("name").str()
+		if up := c.byCluster[name]; up != nil && !c.guarded[name] && !c.covered[name] {
+			c.report(cl, problem{
+				"no-filter", "no ext_proc filter of envoy-mcp-auth stands before this cluster, which is upstream \"" + up.Name + "\"",
+				"Calls reach it undecided, with the caller's own credentials", "add the http_filters of `render envoy` to its HttpProtocolOptions",
+			})
+		}
+	}
+	if len(c.byCluster) == 0 && len(c.guarded)+len(c.covered) == 0 {
+		root := tree{near: 1, path: "."}
+		c.report(root, problem{"no-filter", "there is no ext_proc filter of envoy-mcp-auth here", "Nothing is decided", "attach it as `render envoy` does"})
+	}
+}

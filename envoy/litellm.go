@@ -1,0 +1,140 @@
+package envoy
+
+import (
+	"bytes"
+	"fmt"
+	"net"
+	"net/url"
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
+)
+
+// RenderLiteLLM returns the mcp_servers block of a LiteLLM configuration: every
+// upstream of the policy, by the way through Envoy. LiteLLM itself gets no
+// credential; what it needs to be known by Envoy, it reads from its environment.
+func RenderLiteLLM(set *policy.Set) ([]byte, error) {
+	ups, err := targets(set)
+	if err != nil {
+		return nil, fmt.Errorf("rendering litellm: %w", err)
+	}
+	servers := mapping()
+	seen := map[string]string{}
+	for _, t := range ups {
+		name := litellmName(t.Name)
+		if other, ok := seen[name]; ok {
+			return nil, fmt.Errorf("rendering litellm: upstreams %q and %q would both be named %q there, where names have no - or .; rename one", other, t.Name, name)
+		}
+		seen[name] = t.Name
+		at, err := callerURL(set, t)
+		if err != nil {
+			return nil, fmt.Errorf("rendering litellm: upstream %q: %w", t.Name, err)
+		}
+		addServer(servers, name, at, t)
+	}
+	doc := mapping()
+	add(doc, "mcp_servers", servers, "")
+	var b bytes.Buffer
+	b.WriteString(litellmHeader())
+	enc := yaml.NewEncoder(&b)
+	enc.SetIndent(2)
+	if err := enc.Encode(doc); err != nil {
+		return nil, err
+	}
+	return b.Bytes(), enc.Close()
+}
+
+func litellmHeader() string {
+	return `# LiteLLM's MCP servers, all by the way through Envoy. Written by
+# "envoy-mcp-auth render litellm".
+#
+# No server has an auth_type, and Authorization is in no extra_headers: LiteLLM
+# then sends no credential at all, and envoy-mcp-auth adds the right one.
+`
+}
+
+func addServer(servers *yaml.Node, name, at string, t target) {
+	s := mapping()
+	add(s, "url", scalarNode(at), "")
+	transport, remark := "http", ""
+	if t.Listen != "" && strings.HasSuffix(t.path, "/sse") {
+		transport, remark = "sse", "By its path, a server of the legacy SSE transport."
+	}
+	add(s, "transport", scalarNode(transport), remark)
+	if !t.Cookies.Empty() {
+		list := &yaml.Node{Kind: yaml.SequenceNode, Style: yaml.FlowStyle, Content: []*yaml.Node{scalarNode("Cookie")}}
+		add(s, "extra_headers", list, "LiteLLM can pass on all cookies or none. Those that the policy does not allow are\ntaken off behind it.")
+	}
+	if variable, ok := keyVariable(t); ok {
+		h := mapping()
+		add(h, "x-mcp-auth-key", scalarNode("os.environ/"+variable), "")
+		add(s, "static_headers", h, "The key by which Envoy knows this LiteLLM. In lower case, no client can add a second one.")
+	}
+	comment := ""
+	if name != t.Name {
+		comment = fmt.Sprintf("Upstream %q: LiteLLM allows no - in names, and . is not safe in them.", t.Name)
+	}
+	add(servers, name, s, comment)
+}
+
+// keyVariable names the environment variable with the key of the caller that
+// LiteLLM is, where a key is what the upstream wants: the caller named litellm
+// if there is one, else the first that has a key.
+func keyVariable(t target) (string, bool) {
+	found := ""
+	for _, c := range t.Callers {
+		switch {
+		case c.Any:
+			return "", false
+		case len(c.Keys) > 0 && (found == "" || c.Name == "litellm"):
+			found = c.Name
+		}
+	}
+	word := strings.NewReplacer("-", "_", ".", "_").Replace(found)
+	return "MCP_AUTH_KEY_" + strings.ToUpper(word), found != ""
+}
+
+// litellmName is the name as LiteLLM takes it: one with - stops its start.
+func litellmName(name string) string { return strings.NewReplacer("-", "_", ".", "_").Replace(name) }
+
+// callerURL is where callers reach an upstream.
+func callerURL(set *policy.Set, t target) (string, error) {
+	public, err := url.Parse(set.Envoy.PublicURL)
+	if err != nil {
+		return "", fmt.Errorf("envoy.public_url: %w", err)
+	}
+	base := strings.TrimSuffix(public.String(), "/")
+	switch {
+	case t.Listen != "":
+		scheme := "http"
+		if set.Envoy.TLS != nil {
+			scheme = "https"
+		}
+		return scheme + "://" + t.Listen + orRoot(t.path), nil
+	case set.Envoy.ByHost:
+		host := hostName(t.Name, set.Envoy.Host)
+		if port := public.Port(); port != "" {
+			host = net.JoinHostPort(host, port)
+		}
+		return public.Scheme + "://" + host + orRoot(t.path), nil
+	}
+	return base + "/" + t.Name + orRoot(t.path), nil
+}
+
+func orRoot(path string) string {
+	if path == "" {
+		return "/"
+	}
+	return path
+}
+
+func mapping() *yaml.Node            { return &yaml.Node{Kind: yaml.MappingNode} }
+func scalarNode(s string) *yaml.Node { n := &yaml.Node{}; n.SetString(s); return n }
+
+func add(m *yaml.Node, key string, value *yaml.Node, comment string) {
+	k := scalarNode(key)
+	k.HeadComment = comment
+	m.Content = append(m.Content, k, value)
+}
