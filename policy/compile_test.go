@@ -200,6 +200,20 @@ func TestRelativePaths(t *testing.T) {
 	}
 }
 
+// TestPublicURL: the base of callers' URLs has no slash at its end, and speaks what the listener speaks.
+func TestPublicURL(t *testing.T) {
+	t.Parallel()
+	for file, want := range map[string]string{
+		"minimal":  "http://127.0.0.1:10000",
+		"remote":   "https://127.0.0.1:10000",
+		"loopback": "https://mcp.example",
+	} {
+		if got := mustParse(t, "testdata/good/"+file+".yaml").Envoy.PublicURL; got != want {
+			t.Errorf("%s: want %q, got %q", file, want, got)
+		}
+	}
+}
+
 func TestQuickText(t *testing.T) {
 	t.Parallel()
 	env := func(name string) (string, bool) {

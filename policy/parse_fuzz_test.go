@@ -75,22 +75,22 @@ func TestManyUpstreams(t *testing.T) {
 // TestLargeFiles: the size cap holds, and what is below it is not read in quadratic time.
 func TestLargeFiles(t *testing.T) {
 	t.Parallel()
-	for name, text := range map[string]string{
-		"too large":    strings.Repeat("#", maxFile+1),
-		"open braces":  "a: " + strings.Repeat("${", 1<<20),
-		"named braces": "a: \"" + strings.Repeat("${A", 1<<20),
-		"dollars":      "version: \"" + strings.Repeat("$", 1<<20) + "\"",
-		"deep":         strings.Repeat("[", 1<<20),
-		"long key":     strings.Repeat("k", 1<<20) + ": 1",
-		"many faults":  strings.Repeat("callers: 1\n", 20_000),
-		"control":      "version: \x00",
-		"not utf-8":    "version: \xff",
+	for name, c := range map[string]struct{ text, want string }{
+		"too large":    {strings.Repeat("#", maxFile+1), "want at most 16777216 bytes"},
+		"open braces":  {"a: " + strings.Repeat("${", 1<<20), "unknown key"},
+		"named braces": {"version: \"" + strings.Repeat("${A", 1<<20) + "\"", "want a whole number"},
+		"dollars":      {"server: {listen: \"" + strings.Repeat("$", 1<<20) + "\"}", "want unix:///PATH"},
+		"deep":         {strings.Repeat("[", 1<<20), "not YAML"},
+		"long key":     {"k: 1\n" + strings.Repeat("k", 1000) + ": 1", "unknown key"},
+		"many faults":  {strings.Repeat("callers: 1\n", 20_000), "want a value"},
+		"control":      {"version: \x00", "not YAML"},
+		"not utf-8":    {"version: \xff", "not YAML"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			_, err := Parse("f", []byte(text), testEnv)
-			if err == nil {
-				t.Fatal("want an error")
+			_, err := Parse("f", []byte(c.text), testEnv)
+			if err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Fatalf("want an error with %q, got %.300v", c.want, err)
 			}
 			if n := len(strings.SplitN(err.Error(), "\n", 2)[0]); n > 1000 {
 				t.Errorf("want a short line, got %d bytes", n)
