@@ -44,7 +44,7 @@ func (d *decoder) pairs(n *yaml.Node, path string) []pair {
 
 // key checks that a key is a plain word.
 func (d *decoder) key(key *yaml.Node, path string) bool {
-	text := ""
+	var text string
 	switch {
 	case key.Kind == yaml.AliasNode || key.Anchor != "" || key.ShortTag() == "!!merge":
 		text = noAliases
@@ -98,13 +98,13 @@ func (d *decoder) describe(t reflect.Type) []field {
 		return known
 	}
 	var fields []field
-	for i := range t.NumField() {
-		tag := t.Field(i).Tag
+	for sf := range t.Fields() {
+		tag := sf.Tag
 		key := tag.Get("yaml")
 		if key == "" || key == "-" {
 			continue
 		}
-		f := field{key: key, def: tag.Get("default"), required: tag.Get("required") == "true", index: i}
+		f := field{key: key, def: tag.Get("default"), required: tag.Get("required") == "true", index: sf.Index[0]}
 		if enum := tag.Get("enum"); enum != "" {
 			f.enum = strings.Split(enum, ",")
 		}
@@ -116,7 +116,7 @@ func (d *decoder) describe(t reflect.Type) []field {
 
 // fill sets the defaults of a block and of the blocks inside it that are not optional.
 func (d *decoder) fill(v reflect.Value) {
-	if _, isUnion := v.Addr().Interface().(union); isUnion {
+	if _, isUnion := reflect.TypeAssert[union](v.Addr()); isUnion {
 		return
 	}
 	for _, f := range d.describe(v.Type()) {

@@ -24,11 +24,14 @@ func (c *checker) url(path, raw string, rules urlRules) {
 		return
 	}
 	got := c.gotURL(path)
-	u, err := url.Parse(raw)
-	switch {
-	case err != nil || !isVisible(raw) || u.Opaque != "" || !validPort(u):
+	u, ok := parseURL(raw)
+	if !ok {
 		c.fault(path, "want an absolute URL such as https://host.example/mcp, got %s; check spelling, port and encoding", got)
-	case !strings.EqualFold(u.Scheme, "https") && !strings.EqualFold(u.Scheme, "http") || u.Hostname() == "":
+		return
+	}
+	plain := strings.EqualFold(u.Scheme, "http")
+	switch {
+	case !plain && !strings.EqualFold(u.Scheme, "https") || u.Hostname() == "":
 		c.fault(path, "want an absolute http or https URL with a host, got %s; start it with https://", got)
 	case u.User != nil:
 		c.fault(path, "want a URL without user and password, got %s; lend them by credential: {header: …}", got)
@@ -38,7 +41,7 @@ func (c *checker) url(path, raw string, rules urlRules) {
 		c.fault(path, "want a URL without a query, got %s; take the ? and the rest off", got)
 	case hasDots(u.Path):
 		c.fault(path, "want a URL without . and .. segments, got %s; write the path they lead to", got)
-	case strings.EqualFold(u.Scheme, "http") && !rules.plaintext && !isLoopback(u.Hostname()):
+	case plain && !rules.plaintext && !isLoopback(u.Hostname()):
 		c.fault(path, "want https for a host that is not loopback, got %s; use https, or %s", got, rules.hint)
 	}
 }
@@ -49,6 +52,12 @@ func (c *checker) gotURL(path string) string {
 		return "one with an @ (not shown)"
 	}
 	return c.gotUpTo(path, "?#")
+}
+
+// parseURL is url.Parse, stricter about ports and characters.
+func parseURL(raw string) (*url.URL, bool) {
+	u, err := url.Parse(raw)
+	return u, err == nil && isVisible(raw) && u.Opaque == "" && validPort(u)
 }
 
 func validPort(u *url.URL) bool {
@@ -112,7 +121,7 @@ func hostPort(address string) (host string, port uint16, ok bool) {
 // portOf reads a port; 0 asks the system for a free one.
 func portOf(text string) (uint16, bool) {
 	n, err := strconv.ParseUint(text, 10, 16)
-	return uint16(n), err == nil && text == strconv.FormatUint(n, 10) //nolint:gosec // ParseUint bounds n to 16 bits
+	return uint16(n), err == nil && text == strconv.FormatUint(n, 10)
 }
 
 func isIP(host string) bool {

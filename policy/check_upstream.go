@@ -2,7 +2,6 @@ package policy
 
 import (
 	"maps"
-	"net/url"
 	"slices"
 	"strings"
 )
@@ -72,8 +71,8 @@ func isOrigin(s string) bool {
 	if s == "null" {
 		return true
 	}
-	u, err := url.Parse(s)
-	if err != nil || !isVisible(s) || u.Hostname() == "" || !validPort(u) || strings.Contains(s, "*") {
+	u, ok := parseURL(s)
+	if !ok || u.Hostname() == "" || strings.Contains(s, "*") {
 		return false
 	}
 	return s == u.Scheme+"://"+u.Host && s == canonical(s)

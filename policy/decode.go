@@ -71,11 +71,11 @@ func (d *decoder) value(n *yaml.Node, path string, v reflect.Value) {
 	if !d.plain(n, path) {
 		return
 	}
-	if u, ok := v.Addr().Interface().(union); ok {
+	if u, ok := reflect.TypeAssert[union](v.Addr()); ok {
 		u.decode(d, n, path)
 		return
 	}
-	switch v.Kind() {
+	switch v.Kind() { //nolint:exhaustive // the kinds of file.go; any other is a fault
 	case reflect.Pointer:
 		v.Set(reflect.New(v.Type().Elem()))
 		d.value(n, path, v.Elem())

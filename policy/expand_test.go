@@ -56,7 +56,7 @@ func TestDefaults(t *testing.T) {
 	seen := 0
 	var walk func(reflect.Type)
 	walk = func(typ reflect.Type) {
-		switch typ.Kind() {
+		switch typ.Kind() { //nolint:exhaustive // the kinds that hold others
 		case reflect.Pointer, reflect.Map, reflect.Slice:
 			walk(typ.Elem())
 			return
@@ -64,8 +64,7 @@ func TestDefaults(t *testing.T) {
 		default:
 			return
 		}
-		for i := range typ.NumField() {
-			f := typ.Field(i)
+		for f := range typ.Fields() {
 			if text := f.Tag.Get("default"); text != "" {
 				seen++
 				v := reflect.New(f.Type).Elem()

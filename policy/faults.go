@@ -31,7 +31,7 @@ func (f Fault) String() string {
 }
 
 // Faults are all faults of one file, in line order. It is the error of Parse.
-type Faults []Fault
+type Faults []Fault //nolint:errname // it holds all of them, and Fault itself is also a warning
 
 // Error returns one line per fault.
 func (f Faults) Error() string {

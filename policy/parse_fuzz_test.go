@@ -62,13 +62,17 @@ func bigPolicy(n int) []byte {
 func TestManyUpstreams(t *testing.T) {
 	t.Parallel()
 	text := bigPolicy(10_000)
-	start := time.Now() //nolint:forbidigo // a test of speed
+	start := time.Now()
 	set, err := Parse("many", text, testEnv)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if took := time.Since(start); len(set.Upstreams) != 10_000 || took > 5*time.Second {
-		t.Errorf("want 10,000 upstreams in less than 5 s, got %d in %s", len(set.Upstreams), took)
+	limit := 5 * time.Second
+	if raceDetector {
+		limit = time.Minute
+	}
+	if took := time.Since(start); len(set.Upstreams) != 10_000 || took > limit {
+		t.Errorf("want 10,000 upstreams in less than %s, got %d in %s", limit, len(set.Upstreams), took)
 	}
 }
 

@@ -32,7 +32,6 @@ func testEnv(name string) (string, bool) {
 	return canary, true
 }
 
-//nolint:gochecknoglobals // a test flag has to be one
 var update = flag.Bool("update", false, "write the .want files of testdata/bad")
 
 // TestBadFiles reads every broken file beside its whole error text.
@@ -70,7 +69,7 @@ func TestBadFiles(t *testing.T) {
 
 func readFile(tb testing.TB, name string) []byte {
 	tb.Helper()
-	b, err := os.ReadFile(name) //nolint:gosec // a file of testdata
+	b, err := os.ReadFile(name)
 	if err != nil {
 		tb.Fatal(err)
 	}

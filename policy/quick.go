@@ -47,10 +47,12 @@ func literal(s string) string { return strconv.QuoteToASCII(strings.ReplaceAll(s
 
 // key quotes a name unless every YAML reader takes it as it is.
 func key(name string) string {
-	if name == "" || !('a' <= name[0] && name[0] <= 'z') || strings.ContainsFunc(name, func(r rune) bool {
-		return r > '~' || !isNameStart(byte(r)) && r != '_' && r != '-'
-	}) {
-		return strconv.QuoteToASCII(name)
+	plain := name != "" && 'a' <= name[0] && name[0] <= 'z' // YAML reads 1 and 0x1 as numbers
+	for _, b := range []byte(name) {
+		plain = plain && (isNameStart(b) || b == '_' || b == '-')
 	}
-	return name
+	if plain {
+		return name
+	}
+	return strconv.QuoteToASCII(name)
 }

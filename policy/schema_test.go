@@ -100,8 +100,7 @@ func allKeys(t reflect.Type, known []string) []string {
 	if !ok {
 		return known
 	}
-	for i := range t.NumField() {
-		f := t.Field(i)
+	for f := range t.Fields() {
 		name := t.Name() + "." + f.Tag.Get("yaml")
 		if key := f.Tag.Get("yaml"); key == "" || key == "-" || slices.Contains(known, name) {
 			continue
@@ -129,8 +128,7 @@ func see(t reflect.Type, v any, seen map[string]bool) {
 	if t.Kind() != reflect.Struct {
 		return
 	}
-	for i := range t.NumField() {
-		f := t.Field(i)
+	for f := range t.Fields() {
 		if item, has := m[f.Tag.Get("yaml")]; has {
 			seen[t.Name()+"."+f.Tag.Get("yaml")] = true
 			see(f.Type, item, seen)

@@ -86,7 +86,7 @@ func (d *decoder) exactlyOne(path string, keys ...string) {
 	}
 }
 
-const bySecret = "write ${NAME}, {env: NAME} or {file: PATH}"
+const byReference = "write ${NAME}, {env: NAME} or {file: PATH}"
 
 // decode reads a secret's source. What stands in the file in place of one may
 // be the secret itself, so no fault here repeats it, keys included.
@@ -97,17 +97,17 @@ func (s *SecretSpec) decode(d *decoder, n *yaml.Node, path string) {
 		return
 	case yaml.ScalarNode:
 	case yaml.SequenceNode, yaml.AliasNode, yaml.DocumentNode:
-		d.fault(path, "want a secret, got %s; %s", kind(n), bySecret)
+		d.fault(path, "want a secret, got %s; %s", kind(n), byReference)
 		return
 	}
 	if isNull(n) {
-		d.fault(path, "want a secret, got nothing; %s", bySecret)
+		d.fault(path, "want a secret, got nothing; %s", byReference)
 		return
 	}
 	value, ex, err := expand(n.Value, d.env)
 	switch {
 	case !strings.Contains(n.Value, "${") || err == nil && ex.count == 0:
-		d.fault(path, "want the name of a secret, got a literal value (not shown); move it out of the file and %s", bySecret)
+		d.fault(path, "want the name of a secret, got a literal value (not shown); move it out of the file and %s", byReference)
 	case err != nil:
 		d.fault(path, "%s", err)
 	case ex.empty != "":
@@ -129,7 +129,7 @@ func (d *decoder) printable(path, value string) {
 func (s *SecretSpec) source(d *decoder, n *yaml.Node, path string) {
 	for i := 0; i < len(n.Content); i += 2 {
 		if key := n.Content[i]; key.Kind != yaml.ScalarNode || key.Value != "env" && key.Value != "file" {
-			d.fault(path, "unknown key in a secret (not shown); %s", bySecret)
+			d.fault(path, "unknown key in a secret (not shown); %s", byReference)
 			return
 		}
 	}

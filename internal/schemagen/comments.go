@@ -78,9 +78,9 @@ func (c comments) block(t reflect.Type) string {
 // keyed returns the fields of a block that have a key in the file, in order.
 func keyed(t reflect.Type) []reflect.StructField {
 	var fields []reflect.StructField
-	for i := range t.NumField() {
-		if key := t.Field(i).Tag.Get("yaml"); key != "" && key != "-" {
-			fields = append(fields, t.Field(i))
+	for f := range t.Fields() {
+		if key := f.Tag.Get("yaml"); key != "" && key != "-" {
+			fields = append(fields, f)
 		}
 	}
 	return fields

@@ -55,7 +55,7 @@ func sections() []*section {
 	known := map[reflect.Type]*section{}
 	var visit func(t reflect.Type, path string)
 	visit = func(t reflect.Type, path string) {
-		switch t.Kind() {
+		switch t.Kind() { //nolint:exhaustive // the kinds that hold blocks
 		case reflect.Pointer:
 			visit(t.Elem(), path)
 			return
@@ -158,7 +158,7 @@ func plainType(t reflect.Type) string {
 	case reflect.TypeFor[policy.CredentialSpec]():
 		return "`none` or mapping"
 	}
-	switch t.Kind() {
+	switch t.Kind() { //nolint:exhaustive // the rest are mappings
 	case reflect.Pointer:
 		return plainType(t.Elem())
 	case reflect.Bool:

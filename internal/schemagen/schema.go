@@ -59,16 +59,14 @@ func union(t reflect.Type) *jsonschema.Schema {
 	case reflect.TypeFor[policy.Duration]():
 		return &jsonschema.Schema{Type: "string", Pattern: durationPattern}
 	case reflect.TypeFor[policy.StringList]():
-		return &jsonschema.Schema{OneOf: []*jsonschema.Schema{text(), {Type: "array", Items: text(), MinItems: number(1)}}}
+		return &jsonschema.Schema{OneOf: []*jsonschema.Schema{text(), {Type: "array", Items: text(), MinItems: new(uint64(1))}}}
 	case reflect.TypeFor[policy.StringOrFalse]():
 		return &jsonschema.Schema{OneOf: []*jsonschema.Schema{text(), {Const: false}}}
 	}
 	return nil
 }
 
-func text() *jsonschema.Schema { return &jsonschema.Schema{Type: "string", MinLength: number(1)} }
-
-func number(n uint64) *uint64 { return &n }
+func text() *jsonschema.Schema { return &jsonschema.Schema{Type: "string", MinLength: new(uint64(1))} }
 
 // only is a mapping with exactly one key.
 func only(key string, value *jsonschema.Schema) *jsonschema.Schema {
@@ -84,7 +82,7 @@ func credential(words comments) *jsonschema.Schema {
 	oauth2, _ := t.FieldByName("OAuth2")
 	header, _ := t.FieldByName("Header")
 	headers := &jsonschema.Schema{
-		Type: "object", Description: words.field(t, header), MinProperties: number(1),
+		Type: "object", Description: words.field(t, header), MinProperties: new(uint64(1)),
 		AdditionalProperties: &jsonschema.Schema{Ref: "#/$defs/Secret"},
 	}
 	return &jsonschema.Schema{
@@ -143,7 +141,7 @@ func describe(def *jsonschema.Schema, t reflect.Type, words comments) {
 func narrow(p *jsonschema.Schema, t reflect.Type) {
 	switch {
 	case t.Kind() == reflect.String && len(p.Enum) == 0:
-		p.MinLength = number(1)
+		p.MinLength = new(uint64(1))
 	case t.Kind() == reflect.Slice && p.Items != nil:
 		p.Items = text()
 		p.UniqueItems = true
@@ -163,8 +161,8 @@ func defaultOf(t reflect.Type, value string) any {
 
 // exactlyOne makes a block of kinds a choice between them.
 func exactlyOne(def *jsonschema.Schema) {
-	def.MinProperties, def.MaxProperties = number(1), number(1)
-	if any, ok := def.Properties.Get("any"); ok {
-		any.Const, any.Type = true, ""
+	def.MinProperties, def.MaxProperties = new(uint64(1)), new(uint64(1))
+	if everybody, ok := def.Properties.Get("any"); ok {
+		everybody.Const, everybody.Type = true, ""
 	}
 }
