@@ -1,0 +1,191 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/rs/zerolog"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/health"
+	"google.golang.org/grpc/health/grpc_health_v1"
+
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/extproc"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/admin"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/metrics"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/secrets"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/tokens"
+)
+
+// app is the running server: the rooms, wired.
+type app struct {
+	log     zerolog.Logger
+	secrets *secrets.Store
+	tokens  *tokens.Cache
+	server  *extproc.Server
+	metrics *metrics.Metrics
+	reload  *reloader
+	grpc    *grpc.Server
+	health  *health.Server
+	admin   *http.Server
+	drain   struct{ delay, timeout time.Duration }
+
+	grpcListener, adminListener net.Listener
+}
+
+// newApp loads the policy and opens the listeners, so that every mistake shows
+// before anything is served.
+func newApp(ctx context.Context, src *source, log zerolog.Logger) (*app, error) {
+	a := &app{log: log}
+	a.secrets = secrets.New(secrets.Config{Env: src.st.env, Log: log})
+	a.metrics = metrics.New(versionString(), a.expiries)
+	a.tokens = tokens.New(tokens.Config{Secrets: a.secrets, Now: time.Now, Log: log, Observe: a.metrics.Fetched})
+	var err error
+	a.server, err = extproc.New(extproc.Config{
+		Tokens: a.tokens, Secrets: a.secrets, Now: time.Now, Log: log, Observe: a.metrics,
+	})
+	if err != nil {
+		return nil, err
+	}
+	a.reload = &reloader{src: src, app: a}
+	if err := a.reload.first(); err != nil {
+		a.tokens.Close()
+		return nil, err
+	}
+	if err := a.open(ctx, a.reload.set.Load()); err != nil {
+		a.close()
+		return nil, err
+	}
+	return a, nil
+}
+
+// open makes the gRPC and admin listeners.
+func (a *app) open(ctx context.Context, set *policy.Set) error {
+	opts := a.server.Options()
+	if set.Server.TLS != nil {
+		cfg, err := serverTLS(set.Server.TLS)
+		if err != nil {
+			return err
+		}
+		opts = append(opts, grpc.Creds(credentials.NewTLS(cfg)))
+	}
+	a.grpc = grpc.NewServer(opts...)
+	a.server.Register(a.grpc)
+	a.health = health.NewServer()
+	grpc_health_v1.RegisterHealthServer(a.grpc, a.health)
+	a.drain.delay, a.drain.timeout = set.Server.DrainDelay, set.Server.DrainTimeout
+
+	a.admin = &http.Server{
+		Handler:           admin.New(admin.Config{Ready: a.ready, Status: a.status, Metrics: a.metrics.Registry}),
+		ReadHeaderTimeout: 5 * time.Second,
+		WriteTimeout:      30 * time.Second,
+	}
+	var err error
+	if a.adminListener, err = listen(ctx, set.Server.Admin); err != nil {
+		return fmt.Errorf("server.admin: %w", err)
+	}
+	if a.grpcListener, err = listen(ctx, set.Server.Listen); err != nil {
+		return fmt.Errorf("server.listen: %w", err)
+	}
+	return nil
+}
+
+// run serves until ctx ends, then drains.
+func (a *app) run(ctx context.Context) error {
+	background, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	defer signal.Stop(hup)
+	go a.secrets.Run(background)
+	go a.reload.run(background, hup)
+	a.tokens.Warm(background)
+
+	failed := make(chan error, 2)
+	go func() { failed <- a.grpc.Serve(a.grpcListener) }()
+	go func() { failed <- a.admin.Serve(a.adminListener) }()
+	set := a.reload.set.Load()
+	a.log.Info().Str("version", versionString()).Str("listen", set.Server.Listen).Str("admin", set.Server.Admin).
+		Int("upstreams", len(set.Upstreams)).Msg("serving")
+	select {
+	case err := <-failed:
+		return fmt.Errorf("serving: %w", err)
+	case <-ctx.Done():
+	}
+	a.shutdown(failed)
+	return nil
+}
+
+// shutdown is the graceful stop: health says NOT_SERVING, Envoy's health check
+// has the time to see it, calls in flight end, and what is left is cut off.
+func (a *app) shutdown(failed <-chan error) {
+	a.log.Info().Dur("delay", a.drain.delay).Msg("draining")
+	a.health.Shutdown()
+	wait := time.NewTimer(a.drain.delay)
+	defer wait.Stop()
+	again := make(chan os.Signal, 1)
+	signal.Notify(again, syscall.SIGTERM, os.Interrupt)
+	defer signal.Stop(again)
+	select {
+	case <-wait.C:
+	case <-again:
+	case <-failed:
+	}
+	done := make(chan struct{})
+	go func() { a.grpc.GracefulStop(); close(done) }()
+	select {
+	case <-done:
+	case <-again:
+	case <-time.After(a.drain.timeout):
+		a.log.Warn().Msg("calls still in flight are cut off; raise server.drain_timeout if they need longer")
+	}
+	a.log.Info().Msg("stopped")
+}
+
+// close ends everything at once. It may be called after any failure of newApp.
+func (a *app) close() {
+	if a.grpc != nil {
+		a.grpc.Stop()
+	}
+	if a.admin != nil {
+		_ = a.admin.Close()
+	}
+	for _, l := range []net.Listener{a.grpcListener, a.adminListener} {
+		if l != nil {
+			_ = l.Close()
+		}
+	}
+	a.tokens.Close()
+}
+
+// ready is what /readyz asks.
+func (a *app) ready() error {
+	set := a.reload.set.Load()
+	if a.grpcListener == nil {
+		return errors.New("the listener is not open yet")
+	}
+	waiting, failing := 0, ""
+	for _, s := range a.reload.sources() {
+		if !s.Tried() {
+			waiting++
+		}
+		if set.Server.ReadyNeedsTokens && !s.Ready() {
+			failing = s.Name()
+		}
+	}
+	if waiting > 0 {
+		return fmt.Errorf("%s not tried yet", plural(waiting, "credential"))
+	}
+	if failing != "" {
+		return fmt.Errorf("no token for upstream %s; see /status", failing)
+	}
+	return nil
+}

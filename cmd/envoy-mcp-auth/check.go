@@ -1,0 +1,104 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/envoy"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/secrets"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
+)
+
+// checkReport is what check shows.
+type checkReport struct {
+	Policy   string          `json:"policy"`
+	Faults   []policy.Fault  `json:"faults"`
+	Warnings []policy.Fault  `json:"warnings"`
+	Findings []envoy.Finding `json:"envoy_findings"`
+}
+
+func newCheck(st streams) *cobra.Command {
+	src := source{st: st}
+	var envoyFile string
+	var f format
+	cmd := &cobra.Command{
+		Use:   "check",
+		Short: "Name every fault of a policy and every unsafe setting of an Envoy configuration",
+		Long: "Reads the policy as serve would, secrets included, and names all faults at once with file, line\n" +
+			"and key. With --envoy it also reads an Envoy configuration (YAML or JSON) or the answer of\n" +
+			"/config_dump, and names each setting that would let a request past the policy.",
+		Example: "  envoy-mcp-auth check -c policy.yaml --envoy envoy.yaml",
+		Args:    cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			report, err := check(&src, envoyFile)
+			if err != nil {
+				return err
+			}
+			if err := f.print(st.out, report, func() error { return report.text(st) }); err != nil {
+				return err
+			}
+			if len(report.Faults)+len(report.Findings) > 0 {
+				return errFound
+			}
+			return nil
+		},
+	}
+	src.bind(cmd, false)
+	f.bind(cmd)
+	cmd.Flags().StringVar(&envoyFile, "envoy", "", "Envoy configuration or config_dump to check too")
+	return cmd
+}
+
+func check(src *source, envoyFile string) (*checkReport, error) {
+	report := &checkReport{Policy: src.file, Faults: []policy.Fault{}, Warnings: []policy.Fault{}, Findings: []envoy.Finding{}}
+	set, err := src.load()
+	var faults policy.Faults
+	switch {
+	case errors.As(err, &faults):
+		report.Faults = faults
+	case err != nil:
+		return nil, err
+	default:
+		report.Warnings = append(report.Warnings, set.Warnings...)
+		store := secrets.New(secrets.Config{Env: src.st.env})
+		if err := store.Require(secrets.Of(set)); err != nil {
+			report.Faults = append(report.Faults, policy.Fault{File: src.file, Line: 1, Text: err.Error()})
+		}
+	}
+	if envoyFile == "" {
+		return report, nil
+	}
+	b, err := os.ReadFile(envoyFile) //nolint:gosec // the operator names the file
+	if err != nil {
+		return nil, fmt.Errorf("reading the Envoy configuration: %w", err)
+	}
+	found, err := envoy.Check(envoyFile, b, set)
+	if err != nil {
+		return nil, err
+	}
+	report.Findings = append(report.Findings, found...)
+	return report, nil
+}
+
+func (r *checkReport) text(st streams) error {
+	for _, w := range r.Warnings {
+		fmt.Fprintf(st.out, "warning: %s\n", w)
+	}
+	for _, f := range r.Faults {
+		fmt.Fprintf(st.out, "fault: %s\n", f)
+	}
+	for _, f := range r.Findings {
+		fmt.Fprintf(st.out, "unsafe: %s\n", f)
+	}
+	if len(r.Faults)+len(r.Findings) == 0 {
+		fmt.Fprintf(st.out, "ok: %s", r.Policy)
+		if len(r.Warnings) > 0 {
+			fmt.Fprintf(st.out, " (%s)", plural(len(r.Warnings), "warning"))
+		}
+		fmt.Fprintln(st.out)
+	}
+	return nil
+}

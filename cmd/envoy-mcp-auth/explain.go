@@ -1,0 +1,175 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
+)
+
+// explanation is what explain shows.
+type explanation struct {
+	Upstream string         `json:"upstream"`
+	Caller   string         `json:"caller,omitempty"`
+	Reason   string         `json:"reason"`
+	Status   int            `json:"status"`
+	Text     string         `json:"text"`
+	Set      []headerChange `json:"set,omitempty"`
+	Remove   []string       `json:"remove,omitempty"`
+	Kept     int            `json:"cookies_kept"`
+	Dropped  int            `json:"cookies_dropped"`
+}
+
+type headerChange struct {
+	Name  string `json:"name"`
+	Value string `json:"value"`
+	Note  string `json:"note,omitempty"`
+}
+
+type explainFlags struct {
+	source   source
+	upstream string
+	headers  []string
+	uriSAN   string
+	dnsSAN   string
+	format   format
+}
+
+func newExplain(st streams) *cobra.Command {
+	f := explainFlags{source: source{st: st}}
+	cmd := &cobra.Command{
+		Use:   "explain",
+		Short: "Show the decision for one request, and the exact header changes",
+		Long: "Decides about a request given as headers, and shows what would change. Nothing is sent, no\n" +
+			"token is fetched, and secrets are masked. The exit status is 0 when the request goes on, else 1.",
+		Example: "  envoy-mcp-auth explain -c policy.yaml --upstream protected_server \\\n" +
+			"    -H 'Authorization: Bearer mine' -H 'Cookie: session_id=1; tracking=2' --uri-san spiffe://company/litellm",
+		Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			set, err := f.source.load()
+			if err != nil {
+				return err
+			}
+			ex, err := explain(set, &f)
+			if err != nil {
+				return err
+			}
+			if err := f.format.print(st.out, ex, func() error { return ex.text(st.out) }); err != nil {
+				return err
+			}
+			if ex.Reason != policy.Allowed.String() {
+				return errFound
+			}
+			return nil
+		},
+	}
+	f.source.bind(cmd, false)
+	f.format.bind(cmd)
+	cmd.Flags().StringVar(&f.upstream, "upstream", "", "name of the upstream")
+	cmd.Flags().StringArrayVarP(&f.headers, "header", "H", nil, "a request header, 'Name: value'; may be given many times")
+	cmd.Flags().StringVar(&f.uriSAN, "uri-san", "", "URI subject alternative name of the client certificate Envoy verified")
+	cmd.Flags().StringVar(&f.dnsSAN, "dns-san", "", "DNS subject alternative name of it")
+	return cmd
+}
+
+// explain walks the steps of extproc's decide, less the token.
+func explain(set *policy.Set, f *explainFlags) (*explanation, error) {
+	if f.upstream == "" {
+		return nil, errors.New("no upstream; give its name with --upstream NAME")
+	}
+	req := policy.Request{Name: f.upstream, URISAN: f.uriSAN, DNSSAN: f.dnsSAN}
+	for _, h := range f.headers {
+		name, value, ok := strings.Cut(h, ":")
+		if !ok || name == "" {
+			return nil, fmt.Errorf("-H %q: want 'Name: value'", h)
+		}
+		req.Headers = append(req.Headers, policy.Header{
+			Name: strings.ToLower(strings.TrimSpace(name)), Value: []byte(strings.TrimSpace(value)),
+		})
+	}
+	ex := &explanation{Upstream: f.upstream}
+	ex.decide(set, &req)
+	return ex, nil
+}
+
+func (ex *explanation) decide(set *policy.Set, req *policy.Request) {
+	up, reason := set.Lookup(req)
+	if reason != policy.Allowed {
+		ex.end(reason)
+		return
+	}
+	var sc policy.Screening
+	if reason = up.Screen(req, &sc); reason != policy.Allowed {
+		ex.end(reason)
+		return
+	}
+	caller, reason := up.Authorize(req, &sc)
+	if reason != policy.Allowed {
+		ex.end(reason)
+		return
+	}
+	ex.Caller = caller.Name
+	cookies := up.Cookies.Filter(nil, sc.Cookies)
+	ex.Kept, ex.Dropped = cookies.Kept, cookies.Dropped
+	if cookies.Edit == policy.CookieRefuse {
+		ex.end(policy.BadRequest)
+		return
+	}
+	ex.changes(up, &sc, cookies)
+	ex.end(policy.Allowed)
+}
+
+func (ex *explanation) end(r policy.Reason) {
+	ex.Reason, ex.Status, ex.Text = r.String(), r.Status(), r.Text()
+}
+
+func (ex *explanation) changes(up *policy.Upstream, sc *policy.Screening, cookies policy.CookieResult) {
+	if o := up.Credential.OAuth2; o != nil {
+		ex.Set = append(ex.Set, headerChange{"authorization", "Bearer ***", "access token of client " + o.ClientID + " from " + o.TokenURL})
+	}
+	for _, h := range up.Credential.Headers {
+		ex.Set = append(ex.Set, headerChange{h.Name, "***", "from " + h.Value.String()})
+	}
+	switch cookies.Edit {
+	case policy.CookieSet:
+		ex.Set = append(ex.Set, headerChange{"cookie", maskCookies(cookies.Value), "values masked"})
+	case policy.CookieRemove:
+		ex.Remove = append(ex.Remove, "cookie")
+	case policy.CookieKeep, policy.CookieRefuse:
+	}
+	ex.Remove = append(append(ex.Remove, up.Headers.Always()...), sc.Remove...)
+}
+
+// maskCookies shows the names that go on: values are the user's.
+func maskCookies(value []byte) string {
+	pairs := strings.Split(string(value), "; ")
+	for i, p := range pairs {
+		name, _, _ := strings.Cut(p, "=")
+		pairs[i] = name + "=***"
+	}
+	return strings.Join(pairs, "; ")
+}
+
+func (ex *explanation) text(w io.Writer) error {
+	var b strings.Builder
+	fmt.Fprintf(&b, "upstream  %s\n", ex.Upstream)
+	if ex.Caller != "" {
+		fmt.Fprintf(&b, "caller    %s\n", ex.Caller)
+	}
+	fmt.Fprintf(&b, "decision  %s (%d): %s\n", ex.Reason, ex.Status, ex.Text)
+	for _, h := range ex.Set {
+		fmt.Fprintf(&b, "set       %s: %s    (%s)\n", h.Name, h.Value, h.Note)
+	}
+	for _, n := range ex.Remove {
+		fmt.Fprintf(&b, "remove    %s\n", n)
+	}
+	if ex.Kept+ex.Dropped > 0 {
+		fmt.Fprintf(&b, "cookies   %d kept, %d dropped\n", ex.Kept, ex.Dropped)
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}

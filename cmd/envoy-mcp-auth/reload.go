@@ -1,0 +1,133 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/secrets"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/watchfile"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/tokens"
+)
+
+// How often the policy file is looked at, and how often one that failed to load
+// is tried again as it is: a secret file it names may have appeared since.
+const (
+	lookEvery  = time.Second
+	retryEvery = 5 * time.Second
+)
+
+// reloader keeps the policy in force in step with the file.
+type reloader struct {
+	src *source
+	app *app
+	set atomic.Pointer[policy.Set]
+	// state is what /status shows of the last attempt.
+	state atomic.Pointer[reloadState]
+
+	stamp  watchfile.Stamp
+	failed time.Time // when the file as it is failed to load; zero when it is in force
+	ill    string    // the failure last logged
+}
+
+type reloadState struct {
+	LoadedAt time.Time `json:"loaded_at"`
+	Error    string    `json:"error,omitempty"`
+}
+
+// first loads the policy at start: here, and only here, a fault ends the program.
+func (r *reloader) first() error {
+	r.look()
+	err := r.load()
+	if err == nil {
+		r.app.metrics.Reloaded(time.Now(), nil)
+	}
+	return err
+}
+
+// run follows the file, and reloads on each hup.
+func (r *reloader) run(ctx context.Context, hup <-chan os.Signal) {
+	tick := time.NewTicker(lookEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-hup:
+			r.look()
+			r.attempt(ctx)
+		case <-tick.C:
+			if r.look() || !r.failed.IsZero() && time.Since(r.failed) >= retryEvery {
+				r.attempt(ctx)
+			}
+		}
+	}
+}
+
+// look reports whether the file changed since the last look. The stamp is taken
+// before the file is read, so a change in between is seen at the next look.
+func (r *reloader) look() bool {
+	if r.src.file == "" {
+		return false
+	}
+	stamp, err := watchfile.Of(r.src.file)
+	if err != nil {
+		stamp = watchfile.Stamp{} // gone: a change, and load says so
+	}
+	changed := stamp != r.stamp
+	r.stamp = stamp
+	return changed
+}
+
+// attempt loads the file and tells the log and the metrics how that went. The
+// same failure is logged once.
+func (r *reloader) attempt(ctx context.Context) {
+	err := r.load()
+	now := time.Now()
+	r.app.metrics.Reloaded(now, err)
+	if err != nil {
+		r.failed = now
+		state := *r.state.Load()
+		state.Error = err.Error()
+		r.state.Store(&state)
+		if r.ill != err.Error() {
+			r.ill = err.Error()
+			r.app.log.Error().Err(err).Msg("policy not reloaded, the last good one stays in force")
+		}
+		return
+	}
+	r.failed, r.ill = time.Time{}, ""
+	r.app.tokens.Warm(ctx)
+	r.app.log.Info().Int("upstreams", len(r.set.Load().Upstreams)).Msg("policy reloaded")
+}
+
+// load builds everything the file asks for and then puts it in force, or
+// changes nothing.
+func (r *reloader) load() error {
+	set, err := r.src.load()
+	if err != nil {
+		return err
+	}
+	refs := secrets.Of(set)
+	if err := r.app.secrets.Require(refs); err != nil {
+		return fmt.Errorf("reading secrets: %w", err)
+	}
+	if err := r.app.server.Load(set); err != nil {
+		return err
+	}
+	r.app.secrets.Retain(refs)
+	if old := r.set.Swap(set); old != nil && (old.Server.Listen != set.Server.Listen || old.Server.Admin != set.Server.Admin) {
+		r.app.log.Warn().Msg("server.listen and server.admin take effect at the next start")
+	}
+	for _, w := range set.Warnings {
+		r.app.log.Warn().Msg(w.String())
+	}
+	r.state.Store(&reloadState{LoadedAt: time.Now()})
+	return nil
+}
+
+// sources lists the token sources in use.
+func (r *reloader) sources() []*tokens.Source { return r.app.server.Sources() }

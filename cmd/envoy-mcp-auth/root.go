@@ -1,0 +1,191 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime/debug"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
+)
+
+// version is stamped at build time with -ldflags "-X main.version=…".
+var version = "" //nolint:gochecknoglobals // the linker can only write to a package variable
+
+// streams is what a command may touch of the process it runs in.
+type streams struct {
+	out, err io.Writer
+	env      func(string) (string, bool)
+}
+
+// errFound ends a command with status 1 after it printed its findings itself.
+var errFound = errors.New("found faults")
+
+// run is the program: arguments in, exit status out.
+func run(ctx context.Context, args []string, st streams) int {
+	root := newRoot(st)
+	root.SetArgs(args)
+	root.SetOut(st.out)
+	root.SetErr(st.err)
+	err := root.ExecuteContext(ctx)
+	switch {
+	case err == nil:
+		return 0
+	case errors.Is(err, errFound):
+		return 1
+	}
+	var faults policy.Faults
+	if errors.As(err, &faults) {
+		fmt.Fprintln(st.err, faults.Error())
+		fmt.Fprintf(st.err, "envoy-mcp-auth: error: the policy has %s; mend it and run again\n", plural(len(faults), "fault"))
+		return 1
+	}
+	fmt.Fprintf(st.err, "envoy-mcp-auth: error: %v\n", err)
+	return 1
+}
+
+func newRoot(st streams) *cobra.Command {
+	root := &cobra.Command{
+		Use:   "envoy-mcp-auth",
+		Short: "Service credentials for agent traffic through Envoy",
+		Long: "An Envoy external-processing server. On routes to MCP servers and other APIs it names the\n" +
+			"upstream, verifies the caller, puts a cached OAuth token on the request and passes only the\n" +
+			"permitted cookies, while Envoy does the streaming.",
+		SilenceErrors: true,
+		SilenceUsage:  true,
+	}
+	root.AddCommand(newServe(st), newCheck(st), newExplain(st), newRender(st), newToken(st), newVersion(st))
+	return root
+}
+
+// source is where a command's policy comes from: a file, or --upstream flags.
+type source struct {
+	file  string
+	quick []string
+	st    streams
+}
+
+// bind adds -c, and --upstream NAME=URL where quick is wanted.
+func (s *source) bind(cmd *cobra.Command, quick bool) {
+	cmd.Flags().StringVarP(&s.file, "config", "c", "", "policy file")
+	if quick {
+		cmd.Flags().StringArrayVar(&s.quick, "upstream", nil,
+			"NAME=URL instead of a policy file, for a first try; the credential comes from\n"+
+				"MCP_OAUTH2_TOKEN_URL, MCP_OAUTH2_CLIENT_ID and MCP_OAUTH2_CLIENT_SECRET")
+	}
+}
+
+// text returns the policy's name and bytes.
+func (s *source) text() (name string, b []byte, err error) {
+	if s.file != "" && len(s.quick) > 0 {
+		return "", nil, errors.New("both -c and --upstream were given; use one")
+	}
+	if s.file != "" {
+		b, err := os.ReadFile(s.file)
+		if err != nil {
+			return "", nil, fmt.Errorf("reading the policy: %w; give the path of an existing file with -c", err)
+		}
+		return s.file, b, nil
+	}
+	if len(s.quick) == 0 {
+		return "", nil, errors.New("no policy; give one with -c FILE")
+	}
+	ups := map[string]string{}
+	for _, q := range s.quick {
+		name, url, ok := strings.Cut(q, "=")
+		if !ok || ups[name] != "" {
+			return "", nil, fmt.Errorf("--upstream %q: want NAME=URL, each name once, such as tools=https://tools.company.com/mcp", q)
+		}
+		ups[name] = url
+	}
+	return "--upstream", []byte(policy.QuickText(ups, quickSocket())), nil
+}
+
+// load reads and checks the policy.
+func (s *source) load() (*policy.Set, error) {
+	name, b, err := s.text()
+	if err != nil {
+		return nil, err
+	}
+	return policy.Parse(name, b, s.st.env)
+}
+
+// quickSocket is a socket that any user may make: the default needs /run.
+func quickSocket() string {
+	dir := os.Getenv("XDG_RUNTIME_DIR")
+	if dir == "" {
+		dir = os.TempDir()
+	}
+	return fmt.Sprintf("unix://%s/envoy-mcp-auth-%d.sock", dir, os.Getuid())
+}
+
+// format is the -o flag.
+type format string
+
+func (f *format) bind(cmd *cobra.Command) {
+	*f = "text"
+	cmd.Flags().StringVarP((*string)(f), "output", "o", "text", "output format: text or json")
+}
+
+// print writes v as JSON, or runs text.
+func (f format) print(w io.Writer, v any, text func() error) error {
+	switch f {
+	case "json":
+		enc := json.NewEncoder(w)
+		enc.SetIndent("", "  ")
+		enc.SetEscapeHTML(false)
+		return enc.Encode(v)
+	case "text":
+		return text()
+	}
+	return fmt.Errorf("output format %q: want text or json", string(f))
+}
+
+func newVersion(st streams) *cobra.Command {
+	var f format
+	cmd := &cobra.Command{
+		Use:     "version",
+		Short:   "Print the version",
+		Example: "  envoy-mcp-auth version -o json",
+		Args:    cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			v := map[string]string{"version": versionString(), "go": goVersion()}
+			return f.print(st.out, v, func() error {
+				_, err := fmt.Fprintf(st.out, "envoy-mcp-auth %s (%s)\n", v["version"], v["go"])
+				return err
+			})
+		},
+	}
+	f.bind(cmd)
+	return cmd
+}
+
+func versionString() string {
+	if version != "" {
+		return version
+	}
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "(devel)"
+}
+
+func goVersion() string {
+	if info, ok := debug.ReadBuildInfo(); ok {
+		return info.GoVersion
+	}
+	return "go"
+}
+
+func plural(n int, word string) string {
+	if n == 1 {
+		return "1 " + word
+	}
+	return fmt.Sprintf("%d %ss", n, word)
+}

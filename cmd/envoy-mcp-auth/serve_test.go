@@ -1,0 +1,240 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/health/grpc_health_v1"
+)
+
+// lockedBuffer is a writer that many goroutines may use.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+// running is a server started by serve in this process.
+type running struct {
+	policy, socket, admin string
+	log                   *lockedBuffer
+	stop                  context.CancelFunc
+	done                  chan int
+}
+
+// start runs serve with the policy that text makes of the socket, admin and
+// token endpoint addresses, and waits until it answers.
+func start(t *testing.T, text func(socket, admin, auth string) string) *running {
+	t.Helper()
+	auth := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = io.WriteString(w, `{"access_token":"canary-token","token_type":"Bearer","expires_in":600}`)
+	}))
+	t.Cleanup(auth.Close)
+	dir, err := os.MkdirTemp("", "ema") // t.TempDir is too long for a socket's path
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	r := &running{
+		policy: filepath.Join(dir, "policy.yaml"), socket: filepath.Join(dir, "s"), admin: freeAddress(t),
+		log: &lockedBuffer{}, done: make(chan int, 1),
+	}
+	r.write(t, text("unix://"+r.socket, r.admin, auth.URL))
+	ctx, cancel := context.WithCancel(t.Context())
+	r.stop = cancel
+	go func() {
+		env := func(name string) (string, bool) { return "canary-secret", name == "SECRET" || name == "GOGC" }
+		r.done <- run(ctx, []string{"serve", "-c", r.policy}, streams{out: r.log, err: r.log, env: env})
+	}()
+	t.Cleanup(func() {
+		cancel()
+		<-r.done
+		if strings.Contains(r.log.String(), "canary") {
+			t.Errorf("a secret is in the log: %s", r.log)
+		}
+	})
+	r.until(t, "/readyz", "ready")
+	return r
+}
+
+func (r *running) write(t *testing.T, text string) {
+	t.Helper()
+	if err := os.WriteFile(r.policy, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// get fetches from the admin listener; "" when it does not answer.
+func (r *running) get(t *testing.T, path string) string {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+r.admin+path, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return ""
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return ""
+	}
+	return string(b)
+}
+
+// until waits for an admin page to hold a text.
+func (r *running) until(t *testing.T, path, want string) {
+	t.Helper()
+	deadline := time.Now().Add(15 * time.Second)
+	for !strings.HasPrefix(r.get(t, path), want) && !strings.Contains(r.get(t, path), "\n"+want) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%s does not hold %q: %s\nlog: %s", path, want, r.get(t, path), r.log)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	var lc net.ListenConfig
+	l, err := lc.Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+func servePolicy(socket, admin, auth string) string {
+	return fmt.Sprintf(`version: 1
+server: {listen: %q, admin: %q, drain_delay: 50ms, drain_timeout: 1s}
+callers: {anyone: {any: true}}
+upstreams:
+  tools:
+    url: http://127.0.0.1:1/mcp
+    callers: [anyone]
+    credential: {oauth2: {token_url: %q, client_id: a, client_secret: "${SECRET}"}}
+`, socket, admin, auth)
+}
+
+func TestServeShowsItsStateAndKeepsSecrets(t *testing.T) {
+	r := start(t, servePolicy)
+	for path, want := range map[string]string{
+		"/healthz": "ok",
+		"/status":  `"name": "tools"`,
+		"/metrics": `mcp_auth_token_requests_total{result="ok",upstream="tools"} 1`,
+	} {
+		if got := r.get(t, path); !strings.Contains(got, want) {
+			t.Errorf("%s does not hold %q: %s", path, want, got)
+		}
+		if got := r.get(t, path); strings.Contains(got, "canary") {
+			t.Errorf("%s shows a secret: %s", path, got)
+		}
+	}
+	if got := r.get(t, "/metrics"); !strings.Contains(got, `mcp_auth_token_expiry_timestamp_seconds{upstream="tools"}`) {
+		t.Errorf("/metrics has no expiry: %s", got)
+	}
+}
+
+func TestO8BrokenReloadKeepsTheLastGoodPolicy(t *testing.T) {
+	r := start(t, servePolicy)
+	good, err := os.ReadFile(r.policy)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.write(t, "version: 1\nupstreams: {")
+	r.until(t, "/metrics", "mcp_auth_config_last_reload_successful 0")
+	if got := r.get(t, "/status"); !strings.Contains(got, `"name": "tools"`) || !strings.Contains(got, `"error"`) {
+		t.Errorf("/status = %s", got)
+	}
+	if n := strings.Count(r.log.String(), "policy not reloaded"); n != 1 {
+		t.Errorf("the failure is logged %d times, want once", n)
+	}
+	r.write(t, strings.Replace(string(good), "tools:", "other:", 1))
+	r.until(t, "/metrics", "mcp_auth_config_last_reload_successful 1")
+	if got := r.get(t, "/status"); !strings.Contains(got, `"name": "other"`) || strings.Contains(got, `"name": "tools"`) {
+		t.Errorf("/status = %s", got)
+	}
+}
+
+func TestE9HealthTurnsBeforeTheEnd(t *testing.T) {
+	r := start(t, servePolicy)
+	conn, err := grpc.NewClient("unix://"+r.socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	watch, err := grpc_health_v1.NewHealthClient(conn).Watch(t.Context(), &grpc_health_v1.HealthCheckRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []grpc_health_v1.HealthCheckResponse_ServingStatus{
+		grpc_health_v1.HealthCheckResponse_SERVING, grpc_health_v1.HealthCheckResponse_NOT_SERVING,
+	} {
+		got, err := watch.Recv()
+		if err != nil || got.GetStatus() != want {
+			t.Fatalf("health = %v, %v, want %v", got, err, want)
+		}
+		r.stop()
+	}
+}
+
+func TestListenUnix(t *testing.T) {
+	dir, err := os.MkdirTemp("", "ema")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	path := filepath.Join(dir, "sub", "s")
+	l, err := listen(t.Context(), "unix://"+path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o660 {
+		t.Errorf("mode %v, %v, want 0660", info.Mode(), err)
+	}
+	if _, err := listen(t.Context(), "unix://"+path); err == nil || !strings.Contains(err.Error(), "another process serves") {
+		t.Errorf("listening on a living socket: %v", err)
+	}
+	if ul, ok := l.(*net.UnixListener); ok {
+		ul.SetUnlinkOnClose(false)
+	}
+	_ = l.Close()
+	l, err = listen(t.Context(), "unix://"+path)
+	if err != nil {
+		t.Fatalf("listening over a dead socket: %v", err)
+	}
+	_ = l.Close()
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := listen(t.Context(), "unix://"+path); err == nil || !strings.Contains(err.Error(), "not a socket") {
+		t.Errorf("listening over a file: %v", err)
+	}
+}

@@ -1,0 +1,77 @@
+package main
+
+import (
+	"time"
+
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/tokens"
+)
+
+// statusReport is /status. Nothing in it is secret.
+type statusReport struct {
+	Version   string           `json:"version"`
+	Ready     string           `json:"ready"`
+	Policy    policyStatus     `json:"policy"`
+	Upstreams []upstreamStatus `json:"upstreams"`
+}
+
+type policyStatus struct {
+	File string `json:"file"`
+	reloadState
+	Warnings []string `json:"warnings,omitempty"`
+}
+
+type upstreamStatus struct {
+	Name       string         `json:"name"`
+	URL        string         `json:"url"`
+	Cluster    string         `json:"cluster"`
+	Callers    []string       `json:"callers"`
+	Credential string         `json:"credential"`
+	Token      *tokens.Status `json:"token,omitempty"`
+}
+
+func (a *app) status() any {
+	set := a.reload.set.Load()
+	report := statusReport{Version: versionString(), Ready: "yes", Policy: policyStatus{File: a.reload.src.file, reloadState: *a.reload.state.Load()}}
+	if err := a.ready(); err != nil {
+		report.Ready = "no: " + err.Error()
+	}
+	for _, w := range set.Warnings {
+		report.Policy.Warnings = append(report.Policy.Warnings, w.String())
+	}
+	held := map[string]tokens.Status{}
+	for _, s := range a.reload.sources() {
+		st := s.Status()
+		held[st.Upstream] = st
+	}
+	for _, up := range set.Upstreams {
+		u := upstreamStatus{Name: up.Name, URL: up.URL, Cluster: up.Cluster, Credential: credentialKind(up)}
+		for _, c := range up.Callers {
+			u.Callers = append(u.Callers, c.Name)
+		}
+		if st, ok := held[up.Name]; ok {
+			u.Token = &st
+		}
+		report.Upstreams = append(report.Upstreams, u)
+	}
+	return report
+}
+
+func credentialKind(up *policy.Upstream) string {
+	switch {
+	case up.Credential.OAuth2 != nil:
+		return "oauth2"
+	case len(up.Credential.Headers) > 0:
+		return "header"
+	}
+	return "none"
+}
+
+// expiries tells the metrics when tokens expire.
+func (a *app) expiries(yield func(upstream string, expiry time.Time)) {
+	for _, s := range a.reload.sources() {
+		if t := s.Cached(); t != nil {
+			yield(s.Name(), t.Expiry())
+		}
+	}
+}
