@@ -1,0 +1,60 @@
+package metrics
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/extproc"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/tokens"
+)
+
+func TestMetrics(t *testing.T) {
+	expiries := func(yield func(string, time.Time)) { yield("a", time.Unix(1234, 0)) }
+	m := New("v1", expiries)
+	m.Decided(&extproc.Decision{Upstream: "a", Reason: policy.Allowed})
+	m.Decided(&extproc.Decision{Upstream: "a", Reason: policy.Allowed})
+	m.Decided(&extproc.Decision{Reason: policy.NoPolicy})
+	m.Fetched(tokens.Fetch{Upstreams: []string{"a", "b"}, Result: "ok"})
+	m.Reloaded(time.Unix(99, 0), nil)
+	m.Reloaded(time.Unix(100, 0), errors.New("bad"))
+	want := `
+# HELP mcp_auth_config_last_reload_success_timestamp_seconds When the policy in force was loaded.
+# TYPE mcp_auth_config_last_reload_success_timestamp_seconds gauge
+mcp_auth_config_last_reload_success_timestamp_seconds 99
+# HELP mcp_auth_config_last_reload_successful 1 when the policy file as it is now is in force, 0 when it could not be loaded and the last good one serves.
+# TYPE mcp_auth_config_last_reload_successful gauge
+mcp_auth_config_last_reload_successful 0
+# HELP mcp_auth_decisions_total Decisions by upstream and reason; reason is allowed when the request went on.
+# TYPE mcp_auth_decisions_total counter
+mcp_auth_decisions_total{reason="allowed",upstream="a"} 2
+mcp_auth_decisions_total{reason="no_policy",upstream=""} 1
+# HELP mcp_auth_token_expiry_timestamp_seconds When the access token held for an upstream expires; absent while there is none.
+# TYPE mcp_auth_token_expiry_timestamp_seconds gauge
+mcp_auth_token_expiry_timestamp_seconds{upstream="a"} 1234
+# HELP mcp_auth_token_requests_total Requests to token endpoints by upstream (the first in the alphabet, when several share the token) and result.
+# TYPE mcp_auth_token_requests_total counter
+mcp_auth_token_requests_total{result="ok",upstream="a"} 1
+`
+	if err := testutil.GatherAndCompare(m.Registry, strings.NewReader(want),
+		"mcp_auth_config_last_reload_success_timestamp_seconds", "mcp_auth_config_last_reload_successful",
+		"mcp_auth_decisions_total", "mcp_auth_token_expiry_timestamp_seconds", "mcp_auth_token_requests_total"); err != nil {
+		t.Error(err)
+	}
+	if problems, err := testutil.GatherAndLint(m.Registry); err != nil || len(problems) > 0 {
+		t.Errorf("lint: %v %v", problems, err)
+	}
+}
+
+func TestDecidedDoesNotAllocate(t *testing.T) {
+	m := New("v1", nil)
+	d := &extproc.Decision{Upstream: "a", Reason: policy.Allowed, Took: time.Millisecond}
+	m.Decided(d)
+	if n := testing.AllocsPerRun(100, func() { m.Decided(d) }); n > 1 {
+		t.Errorf("Decided allocates %v times, want at most the map's key", n)
+	}
+}
