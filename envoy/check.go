@@ -92,7 +92,7 @@ func (c *checker) policy() error {
 type problem struct{ id, what, why, fix string }
 
 func (c *checker) report(at tree, p problem) {
-	c.found = append(c.found, Finding{ID: p.id, File: c.file, Line: at.line(), Path: at.path, What: p.what, Why: p.why, Fix: p.fix})
+	c.found = append(c.found, Finding{ID: p.id, File: c.file, Line: at.at, Path: at.path, What: p.what, Why: p.why, Fix: p.fix})
 }
 
 // sorted returns the findings by line, each once: blocks are shared by name, so

@@ -188,7 +188,7 @@ func (c *checker) coverage() {
 		}
 	}
 	if len(c.byCluster) == 0 && len(c.guarded)+len(c.covered) == 0 {
-		root := tree{near: 1, path: "."}
+		root := tree{at: 1, path: "."}
 		c.report(root, problem{"no-filter", "there is no ext_proc filter of envoy-mcp-auth here", "Nothing is decided", "attach it as `render envoy` does"})
 	}
 }

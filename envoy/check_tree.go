@@ -14,7 +14,7 @@ import (
 // tree is a place in a configuration: a node, or the absence of one.
 type tree struct {
 	n    *yaml.Node // nil when absent
-	near int        // the line of the block around it
+	at   int        // the line of its key, or of the block that should hold it
 	path string
 }
 
@@ -26,17 +26,10 @@ func parseTree(b []byte) (tree, error) {
 	if len(doc.Content) == 0 || doc.Content[0].Kind != yaml.MappingNode {
 		return tree{}, errors.New("want a mapping at the top")
 	}
-	return tree{n: doc.Content[0], near: 1}, nil
+	return tree{n: doc.Content[0], at: 1}, nil
 }
 
 func (t tree) ok() bool { return t.n != nil }
-
-func (t tree) line() int {
-	if t.n != nil {
-		return t.n.Line
-	}
-	return t.near
-}
 
 // str returns the value of a scalar, and "" for anything else.
 func (t tree) str() string {
@@ -69,7 +62,7 @@ func (t tree) get(keys ...string) tree {
 }
 
 func (t tree) child(key string) tree {
-	missing := tree{near: t.line(), path: join(t.path, key)}
+	missing := tree{at: t.at, path: join(t.path, key)}
 	for k, v := range t.each() {
 		if snake(k) == key || k == key {
 			return v
@@ -86,7 +79,7 @@ func (t tree) each() iter.Seq2[string, tree] {
 		}
 		for i := 0; i+1 < len(t.n.Content); i += 2 {
 			key, value := t.n.Content[i], resolve(t.n.Content[i+1])
-			v := tree{n: value, near: key.Line, path: join(t.path, key.Value)}
+			v := tree{n: value, at: key.Line, path: join(t.path, key.Value)}
 			if !yield(key.Value, v) {
 				return
 			}
@@ -102,7 +95,7 @@ func (t tree) items() []tree {
 	}
 	all := make([]tree, len(t.n.Content))
 	for i, n := range t.n.Content {
-		item := tree{n: resolve(n), near: t.n.Line}
+		item := tree{n: resolve(n), at: n.Line}
 		label := item.get("name").str()
 		if label == "" {
 			label = strconv.Itoa(i)

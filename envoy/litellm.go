@@ -21,6 +21,7 @@ func RenderLiteLLM(set *policy.Set) ([]byte, error) {
 		return nil, fmt.Errorf("rendering litellm: %w", err)
 	}
 	servers := mapping()
+	said := map[string]bool{}
 	seen := map[string]string{}
 	for _, t := range ups {
 		name := litellmName(t.Name)
@@ -32,7 +33,7 @@ func RenderLiteLLM(set *policy.Set) ([]byte, error) {
 		if err != nil {
 			return nil, fmt.Errorf("rendering litellm: upstream %q: %w", t.Name, err)
 		}
-		addServer(servers, name, at, t)
+		addServer(servers, name, at, t, said)
 	}
 	doc := mapping()
 	add(doc, "mcp_servers", servers, "")
@@ -55,9 +56,18 @@ func litellmHeader() string {
 `
 }
 
-func addServer(servers *yaml.Node, name, at string, t target) {
+// addServer adds one server. Each remark is made once.
+func addServer(servers *yaml.Node, name, at string, t target, said map[string]bool) {
+	once := func(remark string) string {
+		if said[remark] {
+			return ""
+		}
+		said[remark] = true
+		return remark
+	}
 	s := mapping()
 	add(s, "url", scalarNode(at), "")
+	variable, keyed := keyVariable(t)
 	transport, remark := "http", ""
 	if t.Listen != "" && strings.HasSuffix(t.path, "/sse") {
 		transport, remark = "sse", "By its path, a server of the legacy SSE transport."
@@ -65,14 +75,17 @@ func addServer(servers *yaml.Node, name, at string, t target) {
 	add(s, "transport", scalarNode(transport), remark)
 	if !t.Cookies.Empty() {
 		list := &yaml.Node{Kind: yaml.SequenceNode, Style: yaml.FlowStyle, Content: []*yaml.Node{scalarNode("Cookie")}}
-		add(s, "extra_headers", list, "LiteLLM can pass on all cookies or none. Those that the policy does not allow are\ntaken off behind it.")
+		add(s, "extra_headers", list, once("LiteLLM can pass on all cookies or none. Those that the policy does not allow are\ntaken off behind it."))
 	}
-	if variable, ok := keyVariable(t); ok {
+	if keyed {
 		h := mapping()
 		add(h, "x-mcp-auth-key", scalarNode("os.environ/"+variable), "")
-		add(s, "static_headers", h, "The key by which Envoy knows this LiteLLM. In lower case, no client can add a second one.")
+		add(s, "static_headers", h, once("The key by which this LiteLLM is known. In lower case, no client can add a second one."))
 	}
 	comment := ""
+	if onlyMTLS([]target{t}) {
+		comment = once("The policy knows callers only by client certificate here. If LiteLLM cannot present\none, put a proxy with one in between, or give it a caller of kind key.")
+	}
 	if name != t.Name {
 		comment = fmt.Sprintf("Upstream %q: LiteLLM allows no - in names, and . is not safe in them.", t.Name)
 	}

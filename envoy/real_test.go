@@ -165,11 +165,12 @@ func (r *recorder) take() []*http.Request {
 type lab struct {
 	*script
 
-	url   string
-	own   string // the listener of the upstream "own"
-	up    *recorder
-	envoy *realenvoy.Envoy
-	dir   string
+	url    string
+	own    string // the listener of the upstream "own"
+	up     *recorder
+	envoy  *realenvoy.Envoy
+	dir    string
+	policy *policy.Set
 }
 
 // newLab starts one Envoy whose upstreams all lead to one recorder:
@@ -194,7 +195,7 @@ func newLab(t *testing.T, h http.HandlerFunc, change ...func(*policy.Set)) *lab 
 		t.Fatal(err)
 	}
 	t.Cleanup(e.Stop)
-	l.envoy = e
+	l.envoy, l.policy = e, s
 	return l
 }
 
@@ -565,6 +566,29 @@ func TestE7_ForbiddenMutations(t *testing.T) {
 	}
 	if n := len(l.up.take()); n != 0 {
 		t.Errorf("want no request at the upstream, got %d", n)
+	}
+}
+
+// TestCheckReadsConfigDump shows that what Envoy says of itself is checked like
+// the file it was started with.
+func TestCheckReadsConfigDump(t *testing.T) {
+	l := newLab(t, ok)
+	dump, err := l.envoy.Get(t.Context(), "/config_dump")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range check(t, dump, l.policy) {
+		t.Error(f)
+	}
+	late := bytes.ReplaceAll(dump, []byte(`"message_timeout": "2s"`), []byte(`"message_timeout": "0.2s"`))
+	found := check(t, late, l.policy)
+	for _, f := range found {
+		if f.ID != "message-timeout" {
+			t.Errorf("want message-timeout alone, got %s", f)
+		}
+	}
+	if len(found) != len(l.policy.Upstreams) {
+		t.Errorf("want one finding per upstream, got %v", found)
 	}
 }
 
