@@ -80,6 +80,8 @@ type Cache struct {
 	cancel context.CancelFunc
 	net    *network
 	slots  chan struct{}
+	// deadline is fetchDeadline, but in tests that cannot wait for it.
+	deadline time.Duration
 
 	mu        sync.Mutex // guards the maps
 	entries   map[key]*entry
@@ -100,6 +102,7 @@ func New(cfg Config) *Cache {
 	c := &Cache{
 		cfg: cfg, ctx: ctx, cancel: cancel,
 		key:       make([]byte, 32),
+		deadline:  fetchDeadline,
 		net:       newNetwork(cfg.Transport),
 		slots:     make(chan struct{}, perProcess),
 		entries:   map[key]*entry{},
@@ -199,7 +202,7 @@ func (c *Cache) Warm(ctx context.Context) {
 					if ctx.Err() != nil || c.ctx.Err() != nil {
 						return
 					}
-					e.refresh(e.generation())
+					e.refresh(func() bool { return !e.tried })
 				}
 			})
 		}

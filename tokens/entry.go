@@ -188,7 +188,7 @@ func (f *flight) wait(ctx context.Context) (*Token, error) {
 
 // fly makes the token request and lands its result.
 func (e *entry) fly(f *flight) {
-	ctx, cancel := context.WithTimeout(e.cache.ctx, fetchDeadline)
+	ctx, cancel := context.WithTimeout(e.cache.ctx, e.cache.deadline)
 	defer cancel()
 	start := e.cache.cfg.Now()
 	secret, err := e.secret()
@@ -296,12 +296,13 @@ func (e *entry) tick(gen uint64) {
 		e.arm(now, e.wake.Sub(now))
 		return
 	}
-	e.cache.spawn(func() { e.refresh(gen) })
+	e.cache.spawn(func() { e.refresh(func() bool { return e.gen == gen }) })
 }
 
-// refresh fetches in the background, in its turn, unless something happened
-// since gen that makes it needless. It returns when the fetch has ended.
-func (e *entry) refresh(gen uint64) {
+// refresh fetches in the background, in its turn. wanted is asked with mu held
+// when the turn has come: much may have happened since. refresh returns when
+// the fetch has ended.
+func (e *entry) refresh(wanted func() bool) {
 	for _, slots := range []chan struct{}{e.slots, e.cache.slots} {
 		select {
 		case slots <- struct{}{}:
@@ -312,7 +313,7 @@ func (e *entry) refresh(gen uint64) {
 	}
 	e.mu.Lock()
 	var f *flight
-	if e.gen == gen && e.flight == nil && !e.stopped {
+	if wanted() && e.flight == nil && !e.stopped {
 		f = e.launch()
 	}
 	e.mu.Unlock()
@@ -328,12 +329,6 @@ func (e *entry) stop() {
 	defer e.mu.Unlock()
 	e.stopped = true
 	e.disarm()
-}
-
-func (e *entry) generation() uint64 {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.gen
 }
 
 func (e *entry) wasTried() bool {

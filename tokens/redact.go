@@ -48,15 +48,15 @@ func (r redactor) clean(s string) string {
 }
 
 // oneLine keeps the characters of RFC 6749 §5.2 (%x20-21 / %x23-5B / %x5D-7E),
-// turns each run of others into one blank, and cuts at limit.
+// turns each run of others and of blanks into one blank, and cuts at limit.
 func oneLine(s string, limit int) string {
 	var b strings.Builder
 	for _, c := range s {
 		if c < 0x20 || c > 0x7e || c == '"' || c == '\\' {
 			c = ' '
-			if strings.HasSuffix(b.String(), " ") {
-				continue
-			}
+		}
+		if c == ' ' && strings.HasSuffix(b.String(), " ") {
+			continue
 		}
 		if b.Len() == limit {
 			break

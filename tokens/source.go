@@ -35,6 +35,12 @@ func (s *Source) Token(ctx context.Context) (*Token, error) {
 	return s.entry.token(ctx, now)
 }
 
+// Cached returns the living token, or nil: Token without the wait.
+func (s *Source) Cached() *Token { return s.entry.alive(s.now()) }
+
+// Name returns the upstream's name.
+func (s *Source) Name() string { return s.name }
+
 // Replace is Token for a call whose authorization value (such as "Bearer x")
 // the upstream refused with 401. If that token is still the cached one, it is
 // dropped and one new token is fetched, however many calls ask; else the newer

@@ -12,21 +12,21 @@ import (
 // Token is an access token, ready to be put on a request. It is immutable and
 // may be shared. No formatting verb, marshaller or logger shows its value.
 type Token struct {
-	// Behind a pointer because fmt skips the methods of a value in an
-	// unexported field of some other struct, and follows no pointer there.
-	value       *tokenValue
+	// A closure, because nothing looks into one. fmt skips the methods below
+	// when the Token is in an unexported field of some other struct, and
+	// with %s it prints what a pointer to a struct or slice there points to.
+	value       func() []byte
 	fingerprint string
 	expiry      time.Time // with the monotonic reading, so that a stepped clock neither kills nor revives it
 	lifetime    time.Duration
 	scope       string
 }
 
-type tokenValue struct{ authorization []byte }
-
 // newToken wraps a checked access token that was received at the time given.
 func newToken(key []byte, access string, at time.Time, life time.Duration, scope string) *Token {
+	authorization := []byte("Bearer " + access)
 	return &Token{
-		value:       &tokenValue{authorization: []byte("Bearer " + access)},
+		value:       func() []byte { return authorization },
 		fingerprint: fingerprint(key, access),
 		expiry:      at.Add(life),
 		lifetime:    life,
@@ -44,7 +44,7 @@ func fingerprint(key []byte, access string) string {
 
 // Authorization returns the value of the Authorization header: the one exit of
 // the secret. The bytes are shared; do not modify them.
-func (t *Token) Authorization() []byte { return t.value.authorization }
+func (t *Token) Authorization() []byte { return t.value() }
 
 // Fingerprint returns 8 hex digits that name the token within this process.
 func (t *Token) Fingerprint() string { return t.fingerprint }

@@ -294,6 +294,7 @@ func flood(head, bit string) func(*Server, net.Conn) {
 func bomb(_ *Server, w http.ResponseWriter, _ *http.Request, _ string, _ url.Values) bool {
 	w.Header().Set("Content-Type", jsonType)
 	w.Header().Set("Content-Encoding", "gzip")
+	_ = http.NewResponseController(w).Flush()
 	z := gzip.NewWriter(w)
 	blanks := []byte(strings.Repeat(" ", 1<<20))
 	for range 100 {

@@ -1,0 +1,87 @@
+package tokens
+
+import (
+	"reflect"
+	"slices"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
+)
+
+// TestO15_T9_EveryPartIsInTheKey changes each field of the policy's type in
+// turn, so that a field somebody adds later must be looked at here.
+func TestO15_T9_EveryPartIsInTheKey(t *testing.T) {
+	base := *spec("https://as.company.com/token")
+	base.Audience, base.CA = "aud", "ca.pem"
+	base.Params = []policy.Param{{Name: "a", Value: "b"}}
+	want := keyOf(&base, grantClientCredentials, "")
+	changes := map[string]func(*policy.OAuth2){
+		"TokenURL":        func(o *policy.OAuth2) { o.TokenURL += "x" },
+		"CA":              func(o *policy.OAuth2) { o.CA = "" },
+		"ClientID":        func(o *policy.OAuth2) { o.ClientID += "x" },
+		"ClientSecret":    func(o *policy.OAuth2) { o.ClientSecret.Kind = policy.SecretFile },
+		"AuthMethod":      func(o *policy.OAuth2) { o.AuthMethod = policy.ClientSecretPost },
+		"Scopes":          func(o *policy.OAuth2) { o.Scopes = []string{"mcp.read"} },
+		"Resource":        func(o *policy.OAuth2) { o.Resource = "" },
+		"Audience":        func(o *policy.OAuth2) { o.Audience = "" },
+		"Params":          func(o *policy.OAuth2) { o.Params = nil },
+		"DefaultLifetime": func(o *policy.OAuth2) { o.DefaultLifetime++ },
+		"MaxLifetime":     func(o *policy.OAuth2) { o.MaxLifetime++ },
+	}
+	for f := range reflect.TypeFor[policy.OAuth2]().Fields() {
+		change := changes[f.Name]
+		if change == nil {
+			t.Errorf("OAuth2.%s: is it in the key? Add it here", f.Name)
+			continue
+		}
+		o := base
+		change(&o)
+		if keyOf(&o, grantClientCredentials, "") == want {
+			t.Errorf("OAuth2.%s is not in the key", f.Name)
+		}
+	}
+	if keyOf(&base, "other", "") == want || keyOf(&base, grantClientCredentials, "user") == want {
+		t.Error("grant and principal must be in the key")
+	}
+}
+
+func TestO15_ScopesAreASet(t *testing.T) {
+	a, b := *spec("https://as/token"), *spec("https://as/token")
+	b.Scopes = []string{"mcp.write", "mcp.read", "mcp.read"}
+	if keyOf(&a, "", "") != keyOf(&b, "", "") {
+		t.Error("the order of scopes must not matter")
+	}
+}
+
+// TestT9_PartsDoNotCollide moves bytes between neighbouring parts: two
+// different lists of parts never share a key.
+func TestT9_PartsDoNotCollide(t *testing.T) {
+	word := rapid.StringOfN(rapid.RuneFrom([]rune("ab\x00,: ")), 0, 3, -1)
+	draw := func(rt *rapid.T) *policy.OAuth2 {
+		o := &policy.OAuth2{
+			TokenURL: word.Draw(rt, "url"), CA: word.Draw(rt, "ca"), ClientID: word.Draw(rt, "id"),
+			ClientSecret: policy.SecretRef{Kind: policy.SecretEnv, Name: word.Draw(rt, "ref")},
+			Resource:     word.Draw(rt, "resource"), Audience: word.Draw(rt, "audience"),
+			Scopes:      rapid.SliceOfN(word, 0, 3).Draw(rt, "scopes"),
+			MaxLifetime: time.Duration(rapid.IntRange(0, 2).Draw(rt, "max")),
+		}
+		for range rapid.IntRange(0, 2).Draw(rt, "params") {
+			o.Params = append(o.Params, policy.Param{Name: word.Draw(rt, "name"), Value: word.Draw(rt, "value")})
+		}
+		return o
+	}
+	rapid.Check(t, func(rt *rapid.T) {
+		a, b := draw(rt), draw(rt)
+		pa, pb := word.Draw(rt, "principal"), word.Draw(rt, "principal")
+		same := keyOf(a, "g", pa) == keyOf(b, "g", pb)
+		for _, o := range []*policy.OAuth2{a, b} {
+			o.Scopes = slices.Compact(slices.Sorted(slices.Values(o.Scopes)))
+		}
+		if equal := reflect.DeepEqual(a, b) && pa == pb; same != equal {
+			rt.Fatalf("keys equal: %v, credentials equal: %v", same, equal)
+		}
+	})
+}
