@@ -6,7 +6,10 @@ func header() string {
 # "envoy-mcp-auth render envoy"; change the policy and render again rather than
 # edit here, or run "envoy-mcp-auth check --envoy FILE" after an edit.
 #
-# Needs Envoy 1.36 or later. How a call goes: a listener cleans the request up, a
+# Use Envoy 1.38.4 or later: before it, path parameters could get past path rules
+# (CVE-2026-73511, -73551, -73553).
+#
+# How a call goes: a listener cleans the request up, a
 # route picks the cluster, and the filters *of that cluster* ask envoy-mcp-auth
 # once per attempt. They run after every routing decision, so a token cannot go
 # to another upstream than the one it was decided for. Whatever fails on the way
@@ -35,7 +38,7 @@ func listenerComments() []comment {
 		{"typed_config.request_timeout", "For receiving a request, body included; not for answering it. With the next one,\nthis ends clients that hold a request open on purpose."},
 		{"typed_config.use_remote_address", "This is the edge: x-envoy-* headers of a caller (retries, timeouts) are taken off,\nand no x-forwarded-for is trusted."},
 		{"typed_config.forward_client_cert_details", "A caller's own x-forwarded-client-cert is taken off."},
-		{"typed_config.early_header_mutation_extensions", "Only envoy-mcp-auth may set this mark. See the guard below."},
+		{"typed_config.early_header_mutation_extensions", "Only envoy-mcp-auth may set this mark; see the guard below. The rest would let a\ncaller tell the upstream of another host or path than it asked for."},
 		{"typed_config.normalize_path", "The path that is matched is the path that goes on: no /a/../b, no //, no %2f."},
 		{"typed_config.strip_any_host_port", "mcp.test, mcp.test:443 and mcp.test. are one host."},
 		{"typed_config.http_filters", "An upstream's last 401 is about our credential, and a caller can do nothing about\nit: it becomes a 502 with a reason, so that no client starts a login."},

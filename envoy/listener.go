@@ -96,11 +96,26 @@ func connectionManager(p *packed, name string, routes *routev3.RouteConfiguratio
 	}
 }
 
-// earlyRemoval takes our own mark off before anything reads the request.
+// earlyRemoval takes our own mark off before anything reads the request, and what
+// a caller could write to make an upstream believe in another host or path.
 func earlyRemoval(p *packed) *corev3.TypedExtensionConfig {
+	all := []*mutationv3.HeaderMutation{removeHeader(GuardHeader)}
+	for _, name := range misleadingHeaders() {
+		all = append(all, removeHeader(name))
+	}
 	return &corev3.TypedExtensionConfig{
 		Name:        "envoy.http.early_header_mutation.header_mutation",
-		TypedConfig: p.any(&earlyv3.HeaderMutation{Mutations: []*mutationv3.HeaderMutation{removeHeader(GuardHeader)}}),
+		TypedConfig: p.any(&earlyv3.HeaderMutation{Mutations: all}),
+	}
+}
+
+// misleadingHeaders are read by frameworks instead of Host and path, or by a mesh
+// instead of a peer's certificate, and Envoy passes them on as they come.
+func misleadingHeaders() []string {
+	return []string{
+		"forwarded", "x-forwarded-host", "x-forwarded-port", "x-forwarded-prefix", "x-forwarded-uri", "x-forwarded-server",
+		"x-original-url", "x-original-uri", "x-original-host", "x-rewrite-url",
+		"x-envoy-peer-metadata", "x-envoy-peer-metadata-id",
 	}
 }
 

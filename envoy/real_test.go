@@ -531,15 +531,22 @@ func TestC2C6_SpoofedHeaders(t *testing.T) {
 	call(t, http.MethodPost, l.url+"/a/mcp", "{}", "X-Fail", "1",
 		"x-envoy-retry-on", "5xx", "x-envoy-max-retries", "3", "x-envoy-upstream-rq-timeout-ms", "1",
 		"x-envoy-original-path", "/evil", "x-envoy-attempt-count", "7", "mcp-upstream", "root", envoy.GuardHeader, "a",
-		"x-forwarded-client-cert", "URI=spiffe://company/litellm")
+		"x-forwarded-client-cert", "URI=spiffe://company/litellm", "x-envoy-decorator-operation", "evil",
+		"x-forwarded-host", "evil", "x-original-url", "/evil", "forwarded", "host=evil", "x-envoy-external-address", "1.2.3.4", "x-forwarded-proto", "https")
 	got := l.up.take()
 	if len(got) != 1 {
 		t.Fatalf("want one attempt, got %d", len(got))
 	}
-	for _, h := range []string{"X-Envoy-Retry-On", "X-Envoy-Max-Retries", "X-Envoy-Upstream-Rq-Timeout-Ms", "X-Forwarded-Client-Cert", envoy.GuardHeader} {
+	for _, h := range []string{
+		"X-Envoy-Retry-On", "X-Envoy-Max-Retries", "X-Envoy-Upstream-Rq-Timeout-Ms", "X-Forwarded-Client-Cert",
+		"X-Envoy-Decorator-Operation", "X-Forwarded-Host", "X-Original-Url", "Forwarded", envoy.GuardHeader,
+	} {
 		if v := got[0].Header.Get(h); v != "" {
 			t.Errorf("%s reached the upstream: %q", h, v)
 		}
+	}
+	if h := got[0].Header; h.Get("X-Envoy-External-Address") == "1.2.3.4" || h.Get("X-Forwarded-Proto") != "http" {
+		t.Errorf("want address and scheme as Envoy saw them, got %v", h)
 	}
 	if a := l.seen()[0]; a.headers["x-envoy-attempt-count"] != "1" || a.upstream != "a" || a.headers[envoy.GuardHeader] != "" {
 		t.Errorf("got %+v", a)

@@ -1,0 +1,286 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/envoy"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/realenvoy"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
+)
+
+// side is one of the two servers under comparison.
+type side struct {
+	name    string
+	pid     int
+	address string // of the listener whose calls go by this server
+	path    string
+}
+
+// tokenEndpoint issues one long-lived token to whoever asks.
+func tokenEndpoint() *httptest.Server {
+	return httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = io.WriteString(w, `{"access_token":"`+strings.Repeat("t", 800)+`","token_type":"Bearer","expires_in":86400}`)
+	}))
+}
+
+// policyText is the policy of one side.
+func policyText(name, socket, admin, listen, backend, tokenURL string) string {
+	return fmt.Sprintf(`version: 1
+server: {listen: "unix://%s", admin: %q}
+envoy: {listen: %q}
+callers: {anyone: {any: true}}
+upstreams:
+  %s:
+    url: http://%s/mcp
+    callers: [anyone]
+    cookies: {allow: [session]}
+    credential: {oauth2: {token_url: %q, client_id: bench, client_secret: "${BENCH_SECRET}"}}
+`, socket, admin, listen, name, backend, tokenURL)
+}
+
+func benchEnv(name string) (string, bool) { return "bench", name == "BENCH_SECRET" }
+
+// freeAddress finds a port. Another program may take it in between; then the run fails.
+func freeAddress(ctx context.Context) (string, error) {
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, "tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	return l.Addr().String(), l.Close()
+}
+
+// compare measures both sides in turn behind one Envoy.
+func compare(ctx context.Context, dir, binary string, opt options) error {
+	tokens := tokenEndpoint()
+	defer tokens.Close()
+	var addr [4]string // ours, empty, backend, admin
+	for i := range addr {
+		a, err := freeAddress(ctx)
+		if err != nil {
+			return err
+		}
+		addr[i] = a
+	}
+	oursSocket, emptySocket := filepath.Join(dir, "ours.sock"), filepath.Join(dir, "empty.sock")
+	oursText := policyText("ours", oursSocket, addr[3], addr[0], addr[2], tokens.URL)
+	emptyText := policyText("empty", emptySocket, addr[3], addr[1], addr[2], tokens.URL)
+
+	file := filepath.Join(dir, "policy.yaml")
+	if err := os.WriteFile(file, []byte(oursText), 0o600); err != nil {
+		return err
+	}
+	ours, err := start(filepath.Join(dir, "ours.log"), []string{"BENCH_SECRET=bench"}, binary, "serve", "-c", file)
+	if err != nil {
+		return err
+	}
+	defer ours.stop()
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	baseline, err := start(filepath.Join(dir, "empty.log"), nil, self, "empty-server", emptySocket)
+	if err != nil {
+		return err
+	}
+	defer baseline.stop()
+	if err := ours.waitReady(ctx, addr[3], 15*time.Second); err != nil {
+		return err
+	}
+	bootstrap, err := merged(oursText, emptyText, addr[2])
+	if err != nil {
+		return err
+	}
+	e, err := realenvoy.Start(ctx, realenvoy.Config{Bootstrap: bootstrap, Dir: dir})
+	if err != nil {
+		return err
+	}
+	defer e.Stop()
+	return table(ctx, e.PID, opt,
+		side{"envoy-mcp-auth", ours.pid(), addr[0], "/ours/mcp"},
+		side{"empty ext_proc server", baseline.pid(), addr[1], "/empty/mcp"})
+}
+
+// merged is one Envoy with both sides' rendered configuration, and a listener
+// that answers 200 as their upstream. The empty server cannot set our mark, so
+// its side goes without the guard.
+func merged(ours, empty, backend string) ([]byte, error) {
+	a, err := rendered(ours)
+	if err != nil {
+		return nil, err
+	}
+	b, err := rendered(empty)
+	if err != nil {
+		return nil, err
+	}
+	dropGuard(b)
+	rename(b, "envoy_mcp_auth", "empty_server")
+	rename(b, "mcp", "mcp_empty")
+	var upstream map[string]any
+	host, port, err := net.SplitHostPort(backend)
+	if err != nil {
+		return nil, err
+	}
+	if err := yaml.Unmarshal(fmt.Appendf(nil, backendListener, host, port), &upstream); err != nil {
+		return nil, err
+	}
+	res, other := a["static_resources"].(map[string]any), b["static_resources"].(map[string]any) //nolint:forcetypeassert // rendered just now
+	res["listeners"] = append(append(list(res["listeners"]), list(other["listeners"])...), upstream)
+	res["clusters"] = append(list(res["clusters"]), list(other["clusters"])...)
+	return yaml.Marshal(a)
+}
+
+const backendListener = `
+name: backend
+address: {socket_address: {address: %s, port_value: %s}}
+filter_chains:
+- filters:
+  - name: envoy.filters.network.http_connection_manager
+    typed_config:
+      "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+      stat_prefix: backend
+      http_filters:
+      - name: envoy.filters.http.router
+        typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}
+      route_config:
+        virtual_hosts:
+        - {name: b, domains: ["*"], routes: [{match: {prefix: /}, direct_response: {status: 200, body: {inline_string: "{}"}}}]}
+`
+
+func rendered(text string) (map[string]any, error) {
+	set, err := policy.Parse("policy.yaml", []byte(text), benchEnv)
+	if err != nil {
+		return nil, err
+	}
+	b, err := envoy.Render(set, envoy.Options{})
+	if err != nil {
+		return nil, err
+	}
+	var m map[string]any
+	return m, yaml.Unmarshal(b, &m)
+}
+
+func list(v any) []any { l, _ := v.([]any); return l }
+
+// dropGuard takes the Lua filter out of every filter list.
+func dropGuard(v any) {
+	switch v := v.(type) {
+	case map[string]any:
+		if filters, ok := v["http_filters"].([]any); ok {
+			v["http_filters"] = slices.DeleteFunc(filters, func(f any) bool {
+				m, _ := f.(map[string]any)
+				name, _ := m["name"].(string)
+				return strings.HasSuffix(name, ".lua")
+			})
+		}
+		for _, child := range v {
+			dropGuard(child)
+		}
+	case []any:
+		for _, child := range v {
+			dropGuard(child)
+		}
+	}
+}
+
+// rename changes every string that is exactly from.
+func rename(v any, from, to string) {
+	switch v := v.(type) {
+	case map[string]any:
+		for k, child := range v {
+			if child == from {
+				v[k] = to
+			}
+			rename(child, from, to)
+		}
+	case []any:
+		for i, child := range v {
+			if child == from {
+				v[i] = to
+			}
+			rename(child, from, to)
+		}
+	}
+}
+
+// sample is the processor time of one measurement, per call.
+type sample struct{ server, envoy float64 } // microseconds
+
+func measure(ctx context.Context, s side, envoyPID, connections, n int) (sample, error) {
+	var before, after [2]time.Duration
+	read := func(into *[2]time.Duration) error {
+		a, err := cpu(s.pid)
+		b, err2 := cpu(envoyPID)
+		into[0], into[1] = a, b
+		return errors.Join(err, err2)
+	}
+	if err := read(&before); err != nil {
+		return sample{}, err
+	}
+	if err := load(ctx, s.address, s.path, connections, n); err != nil {
+		return sample{}, fmt.Errorf("%s: %w", s.name, err)
+	}
+	if err := read(&after); err != nil {
+		return sample{}, err
+	}
+	per := func(i int) float64 { return float64((after[i] - before[i]).Microseconds()) / float64(n) }
+	return sample{per(0), per(1)}, nil
+}
+
+func table(ctx context.Context, envoyPID int, opt options, ours, baseline side) error {
+	fmt.Printf("\nProcessor time per call, µs (medians of %d pairs of %d calls; one Envoy worker; rendered configuration)\n\n", opt.rounds, opt.requests)    //nolint:forbidigo // this is the output
+	fmt.Printf("| connections | envoy-mcp-auth | empty ext_proc server | ratio | min–max | Envoy with ours | Envoy with empty |\n|---|---|---|---|---|---|---|\n") //nolint:forbidigo // this is the output
+	for _, connections := range []int{8, 64} {
+		for _, s := range []side{ours, baseline} { // warm up
+			if _, err := measure(ctx, s, envoyPID, connections, opt.requests/4); err != nil {
+				return err
+			}
+		}
+		var a, b []sample
+		var ratios []float64
+		for i := range opt.rounds {
+			say("%d connections, pair %d of %d", connections, i+1, opt.rounds)
+			x, err := measure(ctx, ours, envoyPID, connections, opt.requests)
+			if err != nil {
+				return err
+			}
+			y, err := measure(ctx, baseline, envoyPID, connections, opt.requests)
+			if err != nil {
+				return err
+			}
+			a, b, ratios = append(a, x), append(b, y), append(ratios, x.server/y.server)
+		}
+		slices.Sort(ratios)
+		fmt.Printf("| %d | %.1f | %.1f | **%.2f** | %.2f–%.2f | %.0f | %.0f |\n", connections, //nolint:forbidigo // this is the output
+			median(a, sample.ofServer), median(b, sample.ofServer), ratios[len(ratios)/2], ratios[0], ratios[len(ratios)-1],
+			median(a, sample.ofEnvoy), median(b, sample.ofEnvoy))
+	}
+	return nil
+}
+
+func (s sample) ofServer() float64 { return s.server }
+func (s sample) ofEnvoy() float64  { return s.envoy }
+
+func median(all []sample, of func(sample) float64) float64 {
+	v := make([]float64, len(all))
+	for i, s := range all {
+		v[i] = of(s)
+	}
+	slices.Sort(v)
+	return v[len(v)/2]
+}

@@ -1,0 +1,144 @@
+package e2e_test
+
+import (
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"net/url"
+	"os"
+	"slices"
+	"strings"
+)
+
+// audit says again, after every case, what always holds.
+func (r *rig) audit() {
+	r.t.Helper()
+	for _, u := range r.facts.upstreams {
+		r.auditUpstream(u)
+	}
+	secrets := r.secrets()
+	for where, text := range r.channels() {
+		for _, s := range secrets {
+			for _, form := range forms(s) {
+				if strings.Contains(text, form) {
+					r.t.Errorf("L1, L2: a secret is in %s: %.40s…", where, form)
+				}
+			}
+		}
+	}
+}
+
+// auditUpstream looks at what reached one upstream.
+func (r *rig) auditUpstream(u *upstream) {
+	r.t.Helper()
+	raw := string(u.raw())
+	if i := strings.Index(raw, canary); i >= 0 {
+		r.t.Errorf("upstream %s: a secret of the caller reached it: %q", u.name, around(raw, i))
+	}
+	if i := strings.Index(strings.ToLower(raw), "x-mcp-auth-guard"); i >= 0 {
+		r.t.Errorf("upstream %s: our mark reached it: %q", u.name, around(raw, i))
+	}
+	for _, secret := range []string{callerKey, alphaSecret, betaSecret} {
+		if strings.Contains(raw, secret) {
+			r.t.Errorf("upstream %s: a key or client secret reached it", u.name)
+		}
+	}
+	if u.name != "fixed" && u.name != "keyed" && strings.Contains(raw, fixedKey) {
+		r.t.Errorf("upstream %s: the key of upstream fixed reached it", u.name)
+	}
+	for _, token := range bearers(raw) {
+		if aud := audience(token); aud != u.url() {
+			r.t.Errorf("upstream %s: a token for %q reached it", u.name, aud)
+		}
+	}
+}
+
+func around(s string, i int) string { return s[max(0, i-60):min(len(s), i+60)] }
+
+// bearers returns every bearer token in what came over the wire.
+func bearers(raw string) []string {
+	var out []string
+	for line := range strings.SplitSeq(raw, "\r\n") {
+		name, value, ok := strings.Cut(line, ":")
+		if !ok || !strings.EqualFold(name, "authorization") {
+			continue
+		}
+		if token, ok := strings.CutPrefix(strings.TrimSpace(value), "Bearer "); ok && !slices.Contains(out, token) {
+			out = append(out, token)
+		}
+	}
+	return out
+}
+
+// audience reads the aud of a JWT of the authorization server.
+func audience(token string) string {
+	parts := strings.Split(token, ".")
+	if len(parts) != 3 {
+		return "no token of ours: " + token
+	}
+	b, err := base64.RawURLEncoding.DecodeString(parts[1])
+	if err != nil {
+		return err.Error()
+	}
+	var claims struct {
+		Audience string `json:"aud"`
+	}
+	if err := json.Unmarshal(b, &claims); err != nil {
+		return err.Error()
+	}
+	return claims.Audience
+}
+
+// secrets are all strings that nobody may read.
+func (r *rig) secrets() []string {
+	all := []string{canary, callerKey, alphaSecret, betaSecret, fixedKey}
+	for _, u := range r.facts.upstreams {
+		for _, token := range bearers(string(u.raw())) {
+			if parts := strings.Split(token, "."); len(parts) == 3 {
+				all = append(all, parts[2]) // the signature makes it a credential
+			}
+		}
+	}
+	return all
+}
+
+// forms are the ways in which a secret may hide.
+func forms(s string) []string {
+	b := []byte(s)
+	return slices.Compact([]string{
+		s, url.QueryEscape(s), url.PathEscape(s), hex.EncodeToString(b),
+		strings.TrimRight(base64.StdEncoding.EncodeToString(b), "="), base64.RawURLEncoding.EncodeToString(b),
+	})
+}
+
+// channels are all the places where somebody else can read.
+func (r *rig) channels() map[string]string {
+	out := map[string]string{}
+	for _, p := range r.spawned {
+		b, err := os.ReadFile(p.log)
+		if err != nil {
+			r.t.Error(err)
+		}
+		out["the program's log"] += string(b)
+		for _, path := range []string{"/metrics", "/status", "/readyz", "/healthz"} {
+			_, text := p.get(path)
+			out["the program's "+path] += text
+		}
+	}
+	if r.envoy != nil {
+		b, _ := os.ReadFile(r.envoy.Log)
+		out["Envoy's log"] = string(b)
+		for _, path := range []string{"/config_dump", "/stats", "/clusters"} {
+			b, _ := r.envoy.Get(r.t.Context(), path) // stopped by now, in some cases
+			out["Envoy's "+path] = string(b)
+		}
+	}
+	for _, path := range r.told {
+		b, _ := os.ReadFile(path)
+		out[path] = string(b)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	out["an answer to a caller"] = r.answers.String()
+	return out
+}
