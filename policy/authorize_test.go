@@ -46,6 +46,7 @@ func TestAuthorize(t *testing.T) {
 		{"key", []*Caller{ci}, []byte("new"), "", "", "ci", Allowed},
 		{"key, the other while rotating", []*Caller{ci}, []byte("old"), "", "", "ci", Allowed},
 		{"key of the second caller", []*Caller{ci, ops}, []byte("ops-key"), "", "", "ops", Allowed},
+		{"key of the first caller, with another behind", []*Caller{ci, ops, litellm}, []byte("old"), "", "", "ci", Allowed},
 		{"key of two callers: the first", []*Caller{ops, ci}, []byte("new"), "", "", "ops", Allowed},
 		{"key, none", []*Caller{ci}, nil, "", "", "", CallerUnknown},
 		{"key, empty", []*Caller{ci}, []byte{}, "", "", "", CallerInvalid},

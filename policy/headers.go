@@ -14,10 +14,11 @@ const keyHeader = "x-mcp-auth-key"
 
 // HeaderRule is the compiled `headers` block of one upstream. It is immutable.
 //
-// It holds two kinds of tables, and reads them differently. What forbids is read
-// loosely: letters in any case, and `_` as `-`, because CGI, WSGI and their kin
-// make one variable of both spellings. What permits is read strictly: any case,
-// nothing else.
+// It reads names in two ways. What denies, the built-in list and the patterns of
+// `remove`, is read loosely: letters in any case, and `_` as `-`, because CGI,
+// WSGI and their kin make one variable of both spellings. What permits is read
+// strictly, in any case and no more. So are the exact names of `remove`, which
+// Envoy need not show us and which are taken off as they are written.
 //
 // The zero value takes every secret off and is right for an upstream that is
 // lent nothing.
@@ -27,11 +28,12 @@ type HeaderRule struct {
 	// other order would take the credential off again.
 	set []string
 	// pass are secrets of the caller that may go on.
-	pass   []string
-	remove []pattern
-	allow  []pattern
-	// always is what Always returns.
+	pass []string
+	// always is what Always returns, with the exact names of `remove` in it;
+	// remove holds the patterns, without the trailing *.
 	always []string
+	remove []string
+	allow  []pattern
 }
 
 // pattern is a header name, or the beginning of one.
@@ -43,27 +45,27 @@ type pattern struct {
 // NewHeaderRule compiles a checked block. It needs the credential because the
 // headers of the credential overwrite the caller's, whatever the block says.
 func NewHeaderRule(spec HeadersSpec, credential Credential) HeaderRule {
-	h := HeaderRule{
-		pass:   slices.Clone(spec.Pass),
-		remove: patterns(spec.Remove),
-		allow:  patterns(spec.Allow),
-	}
+	h := HeaderRule{pass: slices.Clone(spec.Pass)}
 	if credential.OAuth2 != nil {
 		h.set = append(h.set, "authorization")
 	}
 	for _, fixed := range credential.Headers {
 		h.set = append(h.set, fixed.Name)
 	}
-	h.always = h.blind()
-	return h
-}
-
-func patterns(names []string) []pattern {
-	out := make([]pattern, len(names))
-	for i, n := range names {
-		out[i].name, out[i].prefix = strings.CutSuffix(n, "*")
+	var exact []string
+	for _, p := range spec.Remove {
+		if prefix, ok := strings.CutSuffix(p, "*"); ok {
+			h.remove = append(h.remove, prefix)
+		} else {
+			exact = append(exact, p)
+		}
 	}
-	return out
+	for _, p := range spec.Allow {
+		name, prefix := strings.CutSuffix(p, "*")
+		h.allow = append(h.allow, pattern{name, prefix})
+	}
+	h.always = h.blind(exact)
+	return h
 }
 
 // secretHeaders are the headers of the caller's own secrets, and cookie2, whose
@@ -76,22 +78,17 @@ func secretHeaders() [7]string {
 	}
 }
 
-// blind collects what Always returns.
-func (h *HeaderRule) blind() []string {
+// blind collects what Always returns; exact are the exact names of `remove`.
+func (h *HeaderRule) blind(exact []string) []string {
 	var out []string
-	add := func(name string) {
-		if !h.ours(name) && !listed(out, name) {
+	for _, name := range secretHeaders() {
+		if !h.ours(name) && !listed(h.pass, name) {
 			out = append(out, name)
 		}
 	}
-	for _, name := range secretHeaders() {
-		if !listed(h.pass, name) {
-			add(name)
-		}
-	}
-	for _, p := range h.remove {
-		if !p.prefix {
-			add(p.name)
+	for _, name := range exact {
+		if !h.ours(name) && !listed(out, name) {
+			out = append(out, name)
 		}
 	}
 	return out
@@ -104,7 +101,7 @@ func (h *HeaderRule) blind() []string {
 // the slice.
 func (h *HeaderRule) Always() []string {
 	if h.always == nil { // the zero value: even a pass list leaves some
-		return h.blind()
+		return h.blind(nil)
 	}
 	return h.always
 }
@@ -113,8 +110,8 @@ func (h *HeaderRule) Always() []string {
 // list has to see what it drops, and so has a pattern in `remove`, unless it
 // lies in the x-mcp- range, which is always shown.
 func (h *HeaderRule) NeedsAll() bool {
-	return len(h.allow) > 0 || slices.ContainsFunc(h.remove, func(p pattern) bool {
-		return p.prefix && !strings.HasPrefix(p.name, "x-mcp-")
+	return len(h.allow) > 0 || slices.ContainsFunc(h.remove, func(prefix string) bool {
+		return !strings.HasPrefix(prefix, "x-mcp-")
 	})
 }
 
@@ -142,9 +139,9 @@ func (u *Upstream) Mutable() (names, prefixes []string, all bool) {
 
 func (h *HeaderRule) prefixes() []string {
 	out := []string{"proxy_", "x-api_", "x-litellm-api_", "x-litellm_", "x-mcp", "x_"}
-	for _, p := range h.remove {
-		if p.prefix && p.name != "" {
-			out = append(out, p.name)
+	for _, prefix := range h.remove {
+		if prefix != "" {
+			out = append(out, prefix)
 		}
 	}
 	return sorted(out)
@@ -163,11 +160,11 @@ func (h *HeaderRule) drops(name string) bool {
 	case h.ours(name), listed(h.always, name):
 		return false
 	case listed(h.pass, name):
-		return removes(h.remove, name)
-	case denied(name), removes(h.remove, name):
+		return h.removes(name)
+	case denied(name), h.removes(name):
 		return true
 	}
-	return len(h.allow) > 0 && !needed(name) && !allows(h.allow, name)
+	return len(h.allow) > 0 && !needed(name) && !h.allows(name)
 }
 
 // ours reports whether a removal must not name the header: Envoy refuses to have
@@ -216,14 +213,19 @@ func neededHeaders() [23]string {
 	}
 }
 
-func removes(list []pattern, name string) bool { return anyMatches(list, name, loose) }
+func (h *HeaderRule) removes(name string) bool {
+	for _, prefix := range h.remove {
+		if hasPrefix(name, prefix, loose) {
+			return true
+		}
+	}
+	return false
+}
 
-func allows(list []pattern, name string) bool { return anyMatches(list, name, strict) }
-
-func anyMatches(list []pattern, name string, fold reading) bool {
-	for i := range list {
-		p := &list[i]
-		if p.prefix && hasPrefix(name, p.name, fold) || equal(name, p.name, fold) {
+func (h *HeaderRule) allows(name string) bool {
+	for i := range h.allow {
+		p := &h.allow[i]
+		if p.prefix && hasPrefix(name, p.name, strict) || equal(name, p.name, strict) {
 			return true
 		}
 	}

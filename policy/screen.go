@@ -68,7 +68,7 @@ func (n *tally) take(h *Header, sc *Screening) {
 	case equal(h.Name, "x-envoy-attempt-count", strict):
 		n.attempts++
 		attempt, ok := parseAttempt(h.Value)
-		n.malformed = n.malformed || !ok || n.attempts > 1
+		n.malformed = !ok || n.attempts > 1
 		sc.Attempt = attempt
 	}
 }
@@ -111,12 +111,7 @@ func (u *Upstream) doubtfulAuthorization(n *tally, sc *Screening) bool {
 }
 
 func (u *Upstream) admitsOrigin(origin []byte) bool {
-	for _, o := range u.Origins {
-		if o == string(origin) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(u.Origins, func(o string) bool { return o == string(origin) })
 }
 
 // manyCredentials reports whether an authorization value may be two that were
@@ -143,5 +138,5 @@ func manyCredentials(v []byte) bool {
 func startsParameter(v []byte) bool {
 	name, _, ok := bytes.Cut(v, []byte{'='})
 	name = trim(name)
-	return ok && len(name) > 0 && bytes.IndexAny(name, " \t,\"") < 0
+	return ok && len(name) > 0 && !bytes.ContainsAny(name, " \t,\"")
 }

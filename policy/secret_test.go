@@ -16,7 +16,7 @@ import (
 	"testing"
 	"text/template"
 
-	"github.com/rs/zerolog"
+	"github.com/rs/zerolog" //nolint:depguard // policy never logs; the test proves that those who do show no secret
 	"go.yaml.in/yaml/v3"
 )
 
@@ -27,7 +27,7 @@ func leaks(out string) bool {
 	forms := []string{
 		leakCanary, url.QueryEscape(leakCanary), url.PathEscape(leakCanary), base64.StdEncoding.EncodeToString([]byte(leakCanary)),
 		base64.URLEncoding.EncodeToString([]byte(leakCanary)), hex.EncodeToString([]byte(leakCanary)), fmt.Sprintf("% x", leakCanary),
-		strings.Trim(fmt.Sprint([]byte(leakCanary)), "[]"), "canary-SECRET", "0123456789",
+		strings.Trim(fmt.Sprintf("%d", []byte(leakCanary)), "[]"), "canary-SECRET", "0123456789",
 	}
 	for _, form := range forms {
 		if strings.Contains(strings.ToLower(out), strings.ToLower(form)) {
@@ -163,15 +163,6 @@ func TestSecretIsNeverLogged(t *testing.T) {
 			t.Errorf("%s: %s", holder, b.String())
 		}
 	}
-}
-
-func TestSecretPanicsQuietly(t *testing.T) {
-	defer func() {
-		if out := fmt.Sprintf("%v %+v %#v", recover(), NewSecret(leakCanary), &withSecret{hidden: NewSecret(leakCanary)}); leaks(out) {
-			t.Error(out)
-		}
-	}()
-	panic(NewSecret(leakCanary))
 }
 
 // The forms an operator meets show that there was a secret.
