@@ -1,0 +1,3 @@
+package parts
+
+//go:generate go test -count=1 -run ^TestFilesAreRendered$ . -update
