@@ -243,7 +243,7 @@ func measure(ctx context.Context, s side, envoyPID, connections, n int) (sample,
 }
 
 func table(ctx context.Context, envoyPID int, opt options, ours, baseline side) error {
-	fmt.Printf("\nProcessor time per call, µs (medians of %d pairs of %d calls; one Envoy worker; rendered configuration)\n\n", opt.rounds, opt.requests)    //nolint:forbidigo // this is the output
+	fmt.Printf("\nProcessor time per call, µs (medians of %d pairs of %d calls; one Envoy worker; rendered configuration)\n\n", opt.rounds, opt.requests)          //nolint:forbidigo // this is the output
 	fmt.Printf("| connections | envoy-mcp-auth | empty ext_proc server | ratio | min–max | Envoy with ours | Envoy with empty |\n|---|---|---|---|---|---|---|\n") //nolint:forbidigo // this is the output
 	for _, connections := range []int{8, 64} {
 		for _, s := range []side{ours, baseline} { // warm up

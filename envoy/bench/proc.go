@@ -28,7 +28,7 @@ func start(log string, env []string, name string, args ...string) (*process, err
 	if err != nil {
 		return nil, err
 	}
-	defer out.Close() //nolint:errcheck // the child has its own descriptor
+	defer out.Close()                                                              //nolint:errcheck // the child has its own descriptor
 	p := &process{cmd: exec.Command(name, args...), started: time.Now(), log: log} //nolint:gosec,noctx // our own programs, stopped by stop
 	p.cmd.Env = append(os.Environ(), env...)
 	p.cmd.Stdout, p.cmd.Stderr = out, out
