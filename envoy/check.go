@@ -45,7 +45,7 @@ func Check(name string, b []byte, set *policy.Set) ([]Finding, error) {
 	if len(cfg.listeners)+len(cfg.clusters)+len(cfg.routes) == 0 {
 		return nil, fmt.Errorf("reading envoy configuration %q: want listeners or clusters, got none; give a bootstrap file or the answer of the admin's /config_dump", name)
 	}
-	c := &checker{file: name, config: cfg, set: set, byCluster: map[string]*target{}, byName: map[string]*target{}}
+	c := &checker{file: name, config: cfg, set: set, upOf: map[string]*target{}, byName: map[string]*target{}}
 	if err := c.policy(); err != nil {
 		return nil, err
 	}
@@ -66,7 +66,7 @@ type checker struct {
 	set   *policy.Set
 	found []Finding
 
-	byCluster, byName map[string]*target // of the policy
+	upOf, byName map[string]*target // of the policy
 	// guarded are the clusters whose own chain asks us; covered those that a
 	// listener's chain asks us about.
 	guarded, covered map[string]bool
@@ -83,7 +83,7 @@ func (c *checker) policy() error {
 		return err
 	}
 	for i := range ups {
-		c.byCluster[ups[i].Cluster], c.byName[ups[i].Name] = &ups[i], &ups[i]
+		c.upOf[ups[i].Cluster], c.byName[ups[i].Name] = &ups[i], &ups[i]
 	}
 	return nil
 }
@@ -122,7 +122,6 @@ func (c *checker) rules(at tree, all []rule) {
 func isTrue(t tree) bool  { return t.yes() }
 func notTrue(t tree) bool { return !t.yes() }
 func present(t tree) bool { return t.ok() }
-func absent(t tree) bool  { return !t.ok() }
 
 func oneOf(values ...string) func(tree) bool {
 	return func(t tree) bool { return slices.Contains(values, t.str()) }

@@ -11,7 +11,7 @@ import (
 func (c *checker) clusterChecks() {
 	for _, cl := range c.clusters {
 		name := cl.get("name").str()
-		up := c.byCluster[name]
+		up := c.upOf[name]
 		if !c.guarded[name] && up == nil {
 			continue
 		}

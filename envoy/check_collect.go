@@ -8,6 +8,8 @@ type config struct {
 	clusters  []tree
 	routes    map[string]tree // route configurations that listeners fetch by name
 	bootstrap tree            // for the admin block and the node
+
+	byCluster map[string]tree // filled by cluster
 }
 
 func collect(root tree) config {
@@ -76,12 +78,14 @@ func appendPresent(all []tree, t tree) []tree {
 }
 
 func (c *config) cluster(name string) (tree, bool) {
-	for _, cl := range c.clusters {
-		if cl.get("name").str() == name {
-			return cl, true
+	if c.byCluster == nil {
+		c.byCluster = make(map[string]tree, len(c.clusters))
+		for _, cl := range c.clusters {
+			c.byCluster[cl.get("name").str()] = cl
 		}
 	}
-	return tree{}, false
+	cl, ok := c.byCluster[name]
+	return cl, ok
 }
 
 // upstreamOptions is the HttpProtocolOptions of a cluster.

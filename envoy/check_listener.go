@@ -73,7 +73,7 @@ func (c *checker) concerns(l leg) bool {
 	if len(l.clusters()) == 0 {
 		return len(c.guarded) > 0
 	}
-	return slices.ContainsFunc(l.clusters(), func(name string) bool { return c.guarded[name] || c.byCluster[name] != nil })
+	return slices.ContainsFunc(l.clusters(), func(name string) bool { return c.guarded[name] || c.upOf[name] != nil })
 }
 
 func managerRules() []rule {
@@ -138,7 +138,7 @@ func (c *checker) callerCertificates(m manager, mine []leg) {
 		common.get("combined_validation_context").ok() || common.get("validation_context_sds_secret_config").ok())
 	for _, l := range mine {
 		for _, name := range l.clusters() {
-			if up := c.byCluster[name]; up != nil && up.mtls() && !verified {
+			if up := c.upOf[name]; up != nil && up.mtls() && !verified {
 				c.report(m.chain, problem{
 					"no-client-ca", "upstream \"" + up.Name + "\" has callers of kind mtls, and this listener verifies no client certificates", "They can never be recognised here",
 					"set validation_context.trusted_ca in the listener's transport_socket",
@@ -150,7 +150,7 @@ func (c *checker) callerCertificates(m manager, mine []leg) {
 
 // rejected checks that an upstream's last 401, and its challenge, stay here.
 func (c *checker) rejected(hcm tree, l leg) {
-	lent := slices.ContainsFunc(l.clusters(), func(name string) bool { up := c.byCluster[name]; return up != nil && !up.Credential.None() })
+	lent := slices.ContainsFunc(l.clusters(), func(name string) bool { up := c.upOf[name]; return up != nil && !up.Credential.None() })
 	if !lent {
 		return
 	}
@@ -180,14 +180,14 @@ func listsHeader(list tree, name string) bool {
 func (c *checker) coverage() {
 	for _, cl := range c.clusters {
 		name := cl.get("name").str()
-		if up := c.byCluster[name]; up != nil && !c.guarded[name] && !c.covered[name] {
+		if up := c.upOf[name]; up != nil && !c.guarded[name] && !c.covered[name] {
 			c.report(cl, problem{
 				"no-filter", "no ext_proc filter of envoy-mcp-auth stands before this cluster, which is upstream \"" + up.Name + "\"",
 				"Calls reach it undecided, with the caller's own credentials", "add the http_filters of `render envoy` to its HttpProtocolOptions",
 			})
 		}
 	}
-	if len(c.byCluster) == 0 && len(c.guarded)+len(c.covered) == 0 {
+	if len(c.upOf) == 0 && len(c.guarded)+len(c.covered) == 0 {
 		root := tree{at: 1, path: "."}
 		c.report(root, problem{"no-filter", "there is no ext_proc filter of envoy-mcp-auth here", "Nothing is decided", "attach it as `render envoy` does"})
 	}

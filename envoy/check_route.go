@@ -92,7 +92,7 @@ func (c *checker) legRetries(l leg) {
 	}
 	for _, name := range l.clusters() {
 		cl, _ := c.cluster(name)
-		up := c.byCluster[name]
+		up := c.upOf[name]
 		if heals || upstreamOptions(cl).get("retry_policy").ok() || up == nil || up.Credential.None() || !up.RetryOn401 || !c.guarded[name] {
 			continue
 		}

@@ -48,7 +48,7 @@ func (c *checker) formatString(t tree) {
 		return
 	}
 	for _, m := range formatted.FindAllStringSubmatch(t.str(), -1) {
-		for _, header := range strings.Split(m[1], "?") {
+		for header := range strings.SplitSeq(m[1], "?") {
 			if !isSecret(header) {
 				continue
 			}

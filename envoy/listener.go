@@ -5,6 +5,8 @@ import (
 	"strings"
 	"time"
 
+	xdscorev3 "github.com/cncf/xds/go/xds/core/v3"
+	xdsmatcherv3 "github.com/cncf/xds/go/xds/type/matcher/v3"
 	mutationv3 "github.com/envoyproxy/go-control-plane/envoy/config/common/mutation_rules/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
@@ -16,9 +18,6 @@ import (
 	earlyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/http/early_header_mutation/header_mutation/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
-
-	xdscorev3 "github.com/cncf/xds/go/xds/core/v3"
-	xdsmatcherv3 "github.com/cncf/xds/go/xds/type/matcher/v3"
 
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
 )
@@ -125,7 +124,9 @@ func removeHeader(name string) *mutationv3.HeaderMutation {
 
 // rejectedResponse turns a final 401 of an upstream into our 502: the caller
 // cannot do anything about our credential, and a 401 would send it to a login.
-// Upstreams that are lent nothing switch it off on their route.
+// Upstreams that are lent nothing switch it off on their route. Every 401 that
+// comes here is an upstream's; once we answer callers with one of our own, the
+// matcher must also demand that x-mcp-auth-reason is absent.
 func rejectedResponse(p *packed) *customv3.CustomResponse {
 	reason := policy.UpstreamRejected
 	reply := &localv3.LocalResponsePolicy{

@@ -1,7 +1,6 @@
 package envoy_test
 
 import (
-	"os"
 	"strings"
 	"testing"
 
@@ -30,18 +29,4 @@ func TestRenderLiteLLMNamesThatCollide(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), `"a-b" and "a_b"`) {
 		t.Errorf("want an error naming both upstreams, got %v", err)
 	}
-}
-
-// parsed is the policy of a file, as the command line has it.
-func parsed(t *testing.T, path string) *policy.Set {
-	t.Helper()
-	b, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s, err := policy.Parse(path, b, func(string) (string, bool) { return "x", true })
-	if err != nil {
-		t.Fatal(err)
-	}
-	return s
 }

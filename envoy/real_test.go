@@ -17,12 +17,14 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/health"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
@@ -106,10 +108,8 @@ func (s *script) seen() []asked {
 	return slices.Clone(s.asked)
 }
 
-// allow marks the request, as the server does, and lends it a token.
-func allow(token string) func(asked) answer {
-	return func(a asked) answer { return lend(a.upstream, token) }
-}
+// allow marks the request, as the server does, and lends it the token T1.
+func allow(a asked) answer { return lend(a.upstream, "T1") }
 
 func lend(upstream, token string) answer {
 	set := []*corev3.HeaderValueOption{}
@@ -144,7 +144,7 @@ func newRecorder(t *testing.T, h http.HandlerFunc) *recorder {
 	r := &recorder{}
 	r.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		r.mu.Lock()
-		r.reqs = append(r.reqs, req.Clone(context.Background()))
+		r.reqs = append(r.reqs, req.Clone(context.WithoutCancel(req.Context())))
 		r.mu.Unlock()
 		h(w, req)
 	}))
@@ -178,9 +178,9 @@ type lab struct {
 func newLab(t *testing.T, h http.HandlerFunc, change ...func(*policy.Set)) *lab {
 	t.Helper()
 	binary := realenvoy.Require(t)
-	l := &lab{script: &script{answer: allow("T1")}, up: newRecorder(t, h), dir: t.TempDir()}
+	l := &lab{script: &script{answer: allow}, up: newRecorder(t, h), dir: t.TempDir()}
 	sock := filepath.Join(l.dir, "grpc.sock")
-	serve(t, sock, l.script)
+	serve(t, "unix", sock, l.script)
 	s := set(
 		upstream("a", l.up.URL+"/mcp"), upstream("root", l.up.URL), upstream("open", l.up.URL+"/mcp", withoutCredential),
 		upstream("own", l.up.URL+"/sse", withListen(free(t))),
@@ -199,13 +199,13 @@ func newLab(t *testing.T, h http.HandlerFunc, change ...func(*policy.Set)) *lab 
 	return l
 }
 
-func serve(t *testing.T, sock string, s *script) {
+func serve(t *testing.T, network, addr string, s *script, opt ...grpc.ServerOption) {
 	t.Helper()
-	ln, err := (&net.ListenConfig{}).Listen(t.Context(), "unix", sock)
+	ln, err := (&net.ListenConfig{}).Listen(t.Context(), network, addr)
 	if err != nil {
 		t.Fatal(err)
 	}
-	srv := grpc.NewServer()
+	srv := grpc.NewServer(opt...)
 	extprocv3.RegisterExternalProcessorServer(srv, s)
 	healthv1.RegisterHealthServer(srv, health.NewServer())
 	go func() { _ = srv.Serve(ln) }()
@@ -230,9 +230,9 @@ type reply struct {
 	reason string // of the JSON-RPC body
 }
 
-func call(t *testing.T, method, url, body string, headers ...string) reply {
+func post(t *testing.T, url, body string, headers ...string) reply {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), method, url, strings.NewReader(body))
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, url, strings.NewReader(body))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -282,13 +282,13 @@ func TestE1_ClosedBeforeReply(t *testing.T) {
 	l := newLab(t, ok)
 	l.set(func(asked) answer { return answer{} })
 	for _, path := range []string{"/a/mcp", "/root/x", "/open/mcp"} {
-		got := call(t, http.MethodPost, l.url+path, "{}", "Authorization", "Bearer CALLER", "Cookie", "a=b", envoy.GuardHeader, strings.Split(path, "/")[1])
+		got := post(t, l.url+path, "{}", "Authorization", "Bearer CALLER", "Cookie", "a=b", envoy.GuardHeader, strings.Split(path, "/")[1])
 		refused(t, got, http.StatusForbidden, "guard")
 	}
-	refused(t, call(t, http.MethodPost, l.own+"/sse", "{}"), http.StatusForbidden, "guard")
+	refused(t, post(t, l.own+"/sse", "{}"), http.StatusForbidden, "guard")
 	// A mark for another upstream is no mark.
 	l.set(func(asked) answer { return lend("other", "T1") })
-	refused(t, call(t, http.MethodPost, l.url+"/a/mcp", "{}"), http.StatusForbidden, "guard")
+	refused(t, post(t, l.url+"/a/mcp", "{}"), http.StatusForbidden, "guard")
 	if n := len(l.up.take()); n != 0 {
 		t.Errorf("want no request at the upstream, got %d", n)
 	}
@@ -298,12 +298,12 @@ func TestE1_ClosedBeforeReply(t *testing.T) {
 func TestE2E3_ErrorAndHang(t *testing.T) {
 	l := newLab(t, ok)
 	l.set(func(asked) answer { return answer{err: io.ErrUnexpectedEOF} })
-	if got := call(t, http.MethodPost, l.url+"/a/mcp", "{}"); got.status < 500 {
+	if got := post(t, l.url+"/a/mcp", "{}"); got.status < 500 {
 		t.Errorf("error: want 5xx, got %d", got.status)
 	}
 	l.set(func(asked) answer { time.Sleep(3 * time.Second); return answer{} })
 	start := time.Now()
-	if got := call(t, http.MethodPost, l.url+"/a/mcp", "{}"); got.status < 500 {
+	if got := post(t, l.url+"/a/mcp", "{}"); got.status < 500 {
 		t.Errorf("hang: want 5xx, got %d", got.status)
 	}
 	if d := time.Since(start); d < 1500*time.Millisecond || d > 2900*time.Millisecond {
@@ -327,7 +327,7 @@ func TestStreamHeldOpen(t *testing.T) {
 		out.hold = 10 * time.Second
 		return out
 	})
-	if got := call(t, http.MethodPost, l.url+"/a/mcp", "{}"); got.status != http.StatusOK || got.body != "ab" {
+	if got := post(t, l.url+"/a/mcp", "{}"); got.status != http.StatusOK || got.body != "ab" {
 		t.Errorf("got %d %q", got.status, got.body)
 	}
 }
@@ -352,7 +352,7 @@ func TestRetryOn401(t *testing.T) {
 	}
 	for _, size := range []int{0, 200, 300_000, 900_000} {
 		l.set(second)
-		got := call(t, http.MethodPost, l.url+"/a/mcp", strings.Repeat("x", size), "X-Envoy-Attempt-Count", "2", "Authorization", "Bearer CALLER")
+		got := post(t, l.url+"/a/mcp", strings.Repeat("x", size), "X-Envoy-Attempt-Count", "2", "Authorization", "Bearer CALLER")
 		if got.status != http.StatusOK || got.body != fmt.Sprint(size) {
 			t.Errorf("%d bytes: got %d %q, asked %+v", size, got.status, got.body, l.seen())
 		}
@@ -360,18 +360,24 @@ func TestRetryOn401(t *testing.T) {
 			t.Errorf("%d bytes: want 2 decisions, got %d", size, n)
 		}
 	}
+	// A body over the buffer cannot be sent again: one attempt, and a reason.
+	l.set(second)
+	refused(t, post(t, l.url+"/a/mcp", strings.Repeat("x", 2_000_000)), http.StatusBadGateway, "upstream_rejected")
+	if n := len(l.seen()); n != 1 {
+		t.Errorf("2 MB: want 1 decision, got %d", n)
+	}
 	l.up.take()
 	t.Run("without a credential", func(t *testing.T) {
-		l.set(allow("T1"))
-		got := call(t, http.MethodPost, l.url+"/open/mcp", "{}")
+		l.set(allow)
+		got := post(t, l.url+"/open/mcp", "{}")
 		if got.status != http.StatusUnauthorized || got.header.Get("Www-Authenticate") != "Bearer" || len(l.up.take()) != 1 {
 			t.Errorf("want the upstream's own 401 after one attempt, got %d %v", got.status, got.header)
 		}
 	})
 	t.Run("final", func(t *testing.T) {
-		l.set(allow("T1"))
+		l.set(allow)
 		for _, url := range []string{l.url + "/a/mcp", l.own + "/sse"} {
-			got := call(t, http.MethodPost, url, "{}")
+			got := post(t, url, "{}")
 			refused(t, got, http.StatusBadGateway, "upstream_rejected")
 			if got.header.Get("Www-Authenticate") != "" || len(l.up.take()) != 2 {
 				t.Errorf("want no challenge after two attempts, got %v", got.header)
@@ -387,11 +393,11 @@ func TestA3_ChallengeNotRelayed(t *testing.T) {
 		w.Header().Set("Server", "upstream/1")
 		w.WriteHeader(http.StatusForbidden)
 	})
-	got := call(t, http.MethodPost, l.url+"/a/mcp", "{}")
+	got := post(t, l.url+"/a/mcp", "{}")
 	if got.status != http.StatusForbidden || got.header.Get("Www-Authenticate") != "" || got.header.Get("Server") != "upstream/1" {
 		t.Errorf("got %d %v", got.status, got.header)
 	}
-	if got := call(t, http.MethodPost, l.url+"/open/mcp", "{}"); got.header.Get("Www-Authenticate") == "" {
+	if got := post(t, l.url+"/open/mcp", "{}"); got.header.Get("Www-Authenticate") == "" {
 		t.Errorf("without a credential: want the challenge, got %v", got.header)
 	}
 }
@@ -528,7 +534,7 @@ func TestC2C6_SpoofedHeaders(t *testing.T) {
 			w.WriteHeader(http.StatusServiceUnavailable)
 		}
 	})
-	call(t, http.MethodPost, l.url+"/a/mcp", "{}", "X-Fail", "1",
+	post(t, l.url+"/a/mcp", "{}", "X-Fail", "1",
 		"x-envoy-retry-on", "5xx", "x-envoy-max-retries", "3", "x-envoy-upstream-rq-timeout-ms", "1",
 		"x-envoy-original-path", "/evil", "x-envoy-attempt-count", "7", "mcp-upstream", "root", envoy.GuardHeader, "a",
 		"x-forwarded-client-cert", "URI=spiffe://company/litellm", "x-envoy-decorator-operation", "evil",
@@ -567,7 +573,7 @@ func TestE7_ForbiddenMutations(t *testing.T) {
 			m.SetHeaders = append(m.SetHeaders, &corev3.HeaderValueOption{Header: &corev3.HeaderValue{Key: name, RawValue: []byte("evil")}})
 			return out
 		})
-		if got := call(t, http.MethodPost, l.url+"/a/mcp", "{}"); got.status != http.StatusInternalServerError {
+		if got := post(t, l.url+"/a/mcp", "{}"); got.status != http.StatusInternalServerError {
 			t.Errorf("%s: want 500, got %d", name, got.status)
 		}
 	}
@@ -601,7 +607,7 @@ func TestCheckReadsConfigDump(t *testing.T) {
 
 func TestCatchAll(t *testing.T) {
 	l := newLab(t, ok)
-	refused(t, call(t, http.MethodPost, l.url+"/nobody/mcp", "{}"), http.StatusForbidden, "no_policy")
+	refused(t, post(t, l.url+"/nobody/mcp", "{}"), http.StatusForbidden, "no_policy")
 	if n := len(l.up.take()) + len(l.seen()); n != 0 {
 		t.Errorf("want nobody asked, got %d", n)
 	}
@@ -678,7 +684,7 @@ func TestMTLS(t *testing.T) {
 		return resp.StatusCode
 	}
 	for _, h2 := range []bool{false, true} {
-		l.set(allow("T1"))
+		l.set(allow)
 		if status := get(h2, pair); status != http.StatusOK {
 			t.Errorf("got %d", status)
 		}
@@ -686,10 +692,86 @@ func TestMTLS(t *testing.T) {
 		if a["connection.uri_san_peer_certificate"] != "spiffe://company/litellm" || a["connection.dns_san_peer_certificate"] != "litellm.company.com" {
 			t.Errorf("got attributes %v", a)
 		}
-		l.set(allow("T1"))
+		l.set(allow)
 		get(h2)
 		if a := l.seen()[0].attributes; a["connection.uri_san_peer_certificate"] != "" || a["connection.dns_san_peer_certificate"] != "" {
 			t.Errorf("without a certificate: got attributes %v", a)
 		}
 	}
+}
+
+// TestL7_Transport keeps L7: an upstream or a processor that cannot prove its name
+// gets nothing, and one that can is reached over HTTP/2 and mutual TLS.
+func TestL7_Transport(t *testing.T) {
+	binary := realenvoy.Require(t)
+	dir, other := t.TempDir(), t.TempDir()
+	writePairs(t, dir)
+	writePairs(t, other)
+	files := &policy.TLSSpec{Certificate: filepath.Join(dir, "tls.crt"), PrivateKey: filepath.Join(dir, "tls.key"), ClientCA: filepath.Join(dir, "ca.crt")}
+	sc, s := &script{answer: allow}, set()
+	s.Server.Listen, s.Server.TLS, s.Envoy.Listen = free(t), files, free(t)
+	serve(t, "tcp", s.Server.Listen, sc, grpc.Creds(credentials.NewTLS(mutual(t, files))))
+	var reached atomic.Int64
+	for name, u := range map[string]struct{ host, ca string }{
+		"good": {"127.0.0.1", dir}, "elsewhere": {"127.0.0.2", dir}, "stranger": {"127.0.0.1", other},
+	} {
+		url := serveTLS(t, u.host, files, func(w http.ResponseWriter, r *http.Request) {
+			reached.Add(1)
+			_, _ = fmt.Fprint(w, r.ProtoMajor)
+		})
+		s.Upstreams = append(s.Upstreams, upstream(name, url+"/mcp", func(up *policy.Upstream) { up.CA = filepath.Join(u.ca, "ca.crt") }))
+	}
+	b := render(t, s, envoy.Options{})
+	for _, f := range check(t, b, s) {
+		t.Error(f)
+	}
+	e, err := realenvoy.Start(t.Context(), realenvoy.Config{Binary: binary, Dir: t.TempDir(), Bootstrap: b})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(e.Stop)
+	base := "http://" + s.Envoy.Listen
+	if got := post(t, base+"/good/mcp", "{}"); got.status != http.StatusOK || got.body != "2" {
+		t.Errorf("good: got %d %s", got.status, got.body)
+	}
+	for _, name := range []string{"elsewhere", "stranger"} {
+		if got := post(t, base+"/"+name+"/mcp", "{}"); got.status != http.StatusServiceUnavailable {
+			t.Errorf("%s: want 503, got %d %s", name, got.status, got.body)
+		}
+	}
+	if n := reached.Load(); n != 1 {
+		t.Errorf("want one request at the upstreams, got %d", n)
+	}
+}
+
+// mutual is a server's side of mutual TLS.
+func mutual(t *testing.T, files *policy.TLSSpec) *tls.Config {
+	t.Helper()
+	pair, err := tls.LoadX509KeyPair(files.Certificate, files.PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pem, err := os.ReadFile(files.ClientCA)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(pem)
+	return &tls.Config{Certificates: []tls.Certificate{pair}, ClientCAs: pool, ClientAuth: tls.RequireAndVerifyClientCert, MinVersion: tls.VersionTLS12}
+}
+
+func serveTLS(t *testing.T, host string, files *policy.TLSSpec, h http.HandlerFunc) string {
+	t.Helper()
+	ln, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", host+":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := httptest.NewUnstartedServer(h)
+	_ = srv.Listener.Close()
+	srv.Listener, srv.EnableHTTP2 = ln, true
+	srv.TLS = mutual(t, files)
+	srv.TLS.ClientAuth = tls.NoClientCert
+	srv.StartTLS()
+	t.Cleanup(srv.Close)
+	return "https://" + ln.Addr().String()
 }

@@ -2,9 +2,12 @@ package envoy_test
 
 import (
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -89,4 +92,73 @@ func TestRenderedAcceptedByEnvoy(t *testing.T) {
 			}
 		})
 	}
+}
+
+// parsed is the policy of a file, as the command line has it.
+func parsed(t *testing.T, path string) *policy.Set {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := policy.Parse(path, b, func(string) (string, bool) { return "x", true })
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// TestRenderOfAParsedPolicy goes the way of the command line: file, Set, bootstrap,
+// and nothing to find in it.
+func TestRenderOfAParsedPolicy(t *testing.T) {
+	s := parsed(t, "../policy/testdata/good/design.yaml")
+	for _, f := range check(t, render(t, s, envoy.Options{}), s) {
+		t.Error(f)
+	}
+	if _, err := envoy.RenderLiteLLM(s); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestRenderRefuses(t *testing.T) {
+	late := set(upstream("a", "https://a.company.com/mcp"))
+	late.Server.Deadline = 2 * time.Second
+	badListen := set()
+	badListen.Envoy.Listen = "10000"
+	cases := map[string]*policy.Set{
+		`upstream "a": url "https://a.company.com/mcp?x=1": want no query`:                    set(upstream("a", "https://a.company.com/mcp?x=1")),
+		`upstream "a": url "https://a.company.com/a//b": want a path without empty`:           set(upstream("a", "https://a.company.com/a//b")),
+		`upstream "a": want an http or https url`:                                             set(upstream("a", "ftp://a.company.com")),
+		`server.deadline: want less than 2s`:                                                  late,
+		`envoy.listen: want HOST:PORT or unix:///PATH, got "10000"`:                           badListen,
+		`upstream "b": cluster "a" is already that of upstream "a"`:                           set(upstream("a", "http://127.0.0.1:1"), upstream("b", "http://127.0.0.1:2", func(u *policy.Upstream) { u.Cluster = "a" })),
+		`upstream "envoy_mcp_auth": cluster "envoy_mcp_auth" is already that of this program`: set(upstream("envoy_mcp_auth", "http://127.0.0.1:1")),
+	}
+	for want, s := range cases {
+		if _, err := envoy.Render(s, envoy.Options{}); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("want %q, got %v", want, err)
+		}
+	}
+}
+
+func BenchmarkRender1000(b *testing.B) {
+	var ups []*policy.Upstream
+	for i := range 1000 {
+		ups = append(ups, upstream(fmt.Sprintf("server_%d", i), fmt.Sprintf("https://s%d.company.com/mcp", i)))
+	}
+	s := set(ups...)
+	out, err := envoy.Render(s, envoy.Options{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Run("render", func(b *testing.B) {
+		for b.Loop() {
+			_, _ = envoy.Render(s, envoy.Options{})
+		}
+	})
+	b.Run("check", func(b *testing.B) {
+		for b.Loop() {
+			_, _ = envoy.Check("", out, s)
+		}
+	})
 }

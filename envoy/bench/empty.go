@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io"
 	"net"
-	"os"
 
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 	"google.golang.org/grpc"
@@ -39,9 +38,6 @@ func serveEmpty(socket string) error {
 	var lc net.ListenConfig
 	l, err := lc.Listen(context.Background(), "unix", socket)
 	if err != nil {
-		return err
-	}
-	if err := os.Chmod(socket, 0o600); err != nil {
 		return err
 	}
 	g := grpc.NewServer()

@@ -80,6 +80,7 @@ type rig struct {
 	facts   *facts
 	policy  string // path of the policy file
 	spawned []*processor
+	leaky   bool // the case shows what leaks, so the audit's findings are its own to judge
 
 	mu      sync.Mutex
 	answers bytes.Buffer // all that callers were told
@@ -109,7 +110,7 @@ func (r *rig) up(name string) *upstream { return r.facts.upstreams[name] }
 
 // newRig writes the policy and starts nothing but the authorization server and
 // the upstreams.
-func newRig(t *testing.T, text string) *rig {
+func newRig(t *testing.T, text string, change ...func(*rig)) *rig {
 	t.Helper()
 	realenvoy.Require(t)
 	// t.TempDir is too long for the path of a socket (108 bytes).
@@ -127,6 +128,9 @@ func newRig(t *testing.T, text string) *rig {
 		TokenURL: issuer.TokenURL(), KeySum: hex.EncodeToString(sum[:]),
 		t: t, upstreams: map[string]*upstream{},
 	}}
+	for _, f := range change {
+		f(r)
+	}
 	r.url = "http://" + r.facts.Listen
 	r.policy = filepath.Join(dir, "policy.yaml")
 	r.write("beta.secret", betaSecret+"\n")
@@ -137,9 +141,9 @@ func newRig(t *testing.T, text string) *rig {
 }
 
 // start runs the whole line for a policy.
-func start(t *testing.T, text string) *rig {
+func start(t *testing.T, text string, change ...func(*rig)) *rig {
 	t.Helper()
-	r := newRig(t, text)
+	r := newRig(t, text, change...)
 	r.proc = r.serve(r.policy, r.facts.Admin)
 	r.startEnvoy(r.render())
 	return r
@@ -210,7 +214,6 @@ func (r *rig) startEnvoy(bootstrap []byte) {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	r.t.Cleanup(e.Stop)
 	r.envoy = e
 	if r.proc != nil {
 		r.waitProcessor(1)
@@ -349,7 +352,15 @@ func tail(path string, n int) string {
 
 // finish ends the line: the checks that hold for every case come first.
 func (r *rig) finish() {
-	r.audit()
+	found := r.audit()
+	if r.envoy != nil {
+		r.envoy.Stop()
+	}
+	for _, f := range found {
+		if !r.leaky {
+			r.t.Error(f)
+		}
+	}
 	for _, p := range r.spawned {
 		p.signal(syscall.SIGCONT)
 		p.kill()

@@ -24,7 +24,7 @@ import (
 )
 
 // ErrNotFound is returned by Find when there is no Envoy on this machine.
-var ErrNotFound = errors.New("no envoy found: set $ENVOY to the binary, put envoy on PATH, or run `make tools`")
+var ErrNotFound = errors.New("no envoy found: set $ENVOY to the binary, put envoy on PATH, or run tools/install envoy")
 
 // Find returns the path of an Envoy: $ENVOY, else envoy on PATH, else the
 // project's own at .cache/envoy/bin/envoy beside go.mod. A $ENVOY that does not
