@@ -31,9 +31,9 @@ type exchange struct {
 	cause    error // what went wrong, for the log; never for the caller
 }
 
-// answer works out the reply to one message and reports whether the stream goes
-// on after it. An error ends the stream, and with it the request: Envoy answers 500.
-func (x *exchange) answer(ctx context.Context, s *Server) (more bool, err error) {
+// answer works out the reply to a message. An error ends the stream, and with
+// it the request: Envoy answers 500.
+func (x *exchange) answer(ctx context.Context, s *Server) error {
 	switch x.msg.phase {
 	case phaseRequestHeaders:
 		start := s.now()
@@ -41,17 +41,17 @@ func (x *exchange) answer(ctx context.Context, s *Server) (more bool, err error)
 		x.respond()
 		x.decision.Took = s.now().Sub(start)
 		s.record(x)
-		return false, nil
+		return nil
 	case phaseResponseHeaders, phaseResponseBody, phaseResponseTrailers:
 		// The upstream answered already: there is nothing left to protect.
 		x.out.acknowledge(x.msg.phase)
-		return false, nil
+		return nil
 	case phaseRequestBody, phaseRequestTrailers:
-		return false, status.Error(codes.FailedPrecondition,
+		return status.Error(codes.FailedPrecondition,
 			"part of a request came before its headers; set request_header_mode: SEND in Envoy's processing_mode")
 	case phaseNone:
 	}
-	return false, status.Error(codes.Unimplemented, "a message of an unknown kind")
+	return status.Error(codes.Unimplemented, "a message of an unknown kind")
 }
 
 // decide is the order of business. Each step refuses or lets the next one look.

@@ -15,7 +15,7 @@ type faulty struct{ armed bool }
 
 func (f *faulty) Decided(*Decision) {
 	if f.armed {
-		panic("fault")
+		panic("fault") //nolint:forbidigo // the fault under test
 	}
 }
 
@@ -43,9 +43,9 @@ func messages() []*extprocv3.ProcessingRequest {
 	}
 }
 
-func newScript(t testing.TB, steps []byte) *script {
-	t.Helper()
-	sc := &script{stream: &stream{t: t}, fault: &faulty{}}
+func newScript(tb testing.TB, steps []byte) *script {
+	tb.Helper()
+	sc := &script{stream: &stream{t: tb}, fault: &faulty{}}
 	md := metadata.MD{}
 	kinds := messages()
 	for _, b := range steps {
@@ -53,7 +53,7 @@ func newScript(t testing.TB, steps []byte) *script {
 		case int(b) < len(kinds):
 			wire, err := proto.Marshal(kinds[b])
 			if err != nil {
-				t.Fatal(err)
+				tb.Fatal(err)
 			}
 			sc.stream.in = append(sc.stream.in, wire)
 		case b < 20:
@@ -70,7 +70,7 @@ func newScript(t testing.TB, steps []byte) *script {
 			sc.stream.in = append(sc.stream.in, steps) // the script itself, as a message
 		}
 	}
-	sc.stream.ctx = metadata.NewIncomingContext(t.Context(), md)
+	sc.stream.ctx = metadata.NewIncomingContext(tb.Context(), md)
 	return sc
 }
 
@@ -82,7 +82,7 @@ func FuzzE1NeverNilBeforeAReply(f *testing.F) {
 	for _, seed := range [][]byte{{15, 0}, {15, 1}, {}, {20}, {22, 15, 0}, {23, 15, 0}, {15, 16, 0}, {15, 4}, {15, 3}, {7}, {5, 0}, {10, 0}, {0, 21}, {255, 1}} {
 		f.Add(seed)
 	}
-	r := newRig(f, testPolicy)
+	r := newRig(f)
 	f.Fuzz(func(t *testing.T, steps []byte) {
 		sc := newScript(t, steps)
 		r.cfg.Observe = sc.fault // one script runs at a time

@@ -79,7 +79,7 @@ func (m *message) str(b []byte) string {
 // decode reads m.buf.
 func (m *message) decode() error {
 	return each(m.buf, func(num protowire.Number, v []byte) error {
-		switch num {
+		switch int32(num) {
 		case fieldMetadataContext:
 			return each(v, m.metadata)
 		case fieldAttributes:
@@ -108,7 +108,7 @@ func (m *message) header(num protowire.Number, v []byte) error {
 	}
 	var h policy.Header
 	err := each(v, func(num protowire.Number, v []byte) error {
-		switch num {
+		switch int32(num) {
 		case fieldHeaderKey:
 			h.Name = m.str(v)
 		case fieldHeaderValue, fieldHeaderRaw:
@@ -188,7 +188,7 @@ func eachString(b []byte, visit func(name, value []byte)) error {
 // entry splits a map entry.
 func entry(b []byte) (key, value []byte, err error) {
 	err = each(b, func(num protowire.Number, v []byte) error {
-		switch num {
+		switch int32(num) {
 		case fieldMapKey:
 			key = v
 		case fieldMapValue:

@@ -1,6 +1,7 @@
 package extproc
 
 import (
+	"slices"
 	"testing"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -16,8 +17,8 @@ import (
 // headersRequest is a ProcessingRequest as Envoy builds it.
 func headersRequest(attributes, prior map[string]any, headers ...string) *extprocv3.ProcessingRequest {
 	hm := &corev3.HeaderMap{}
-	for i := 0; i < len(headers); i += 2 {
-		hm.Headers = append(hm.Headers, &corev3.HeaderValue{Key: headers[i], RawValue: []byte(headers[i+1])})
+	for pair := range slices.Chunk(headers, 2) {
+		hm.Headers = append(hm.Headers, &corev3.HeaderValue{Key: pair[0], RawValue: []byte(pair[1])})
 	}
 	req := &extprocv3.ProcessingRequest{
 		Request: &extprocv3.ProcessingRequest_RequestHeaders{RequestHeaders: &extprocv3.HttpHeaders{Headers: hm}},

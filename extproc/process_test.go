@@ -16,7 +16,7 @@ import (
 )
 
 func TestAllowedRequestGetsTheTokenAndLosesTheCallersSecrets(t *testing.T) {
-	r := newRig(t, testPolicy)
+	r := newRig(t)
 	resp := r.call(t, "a", headersRequest(nil, nil,
 		":path", "/mcp", "authorization", "Bearer caller", "cookie", "session=1; tracking=2",
 		"x-litellm-api-key", "sk-1", "x-mcp-a-host", "evil.example", "x-mcp-a-authorization", "Bearer evil"))
@@ -47,7 +47,7 @@ func TestAllowedRequestGetsTheTokenAndLosesTheCallersSecrets(t *testing.T) {
 }
 
 func TestCredentialKinds(t *testing.T) {
-	r := newRig(t, testPolicy)
+	r := newRig(t)
 	set, removed := changes(r.call(t, "fixed", headersRequest(nil, nil, "x-api-key", "callers", "authorization", "Bearer c")))
 	if set["x-api-key"] != "api-canary" || removed["x-api-key"] || !removed["authorization"] {
 		t.Errorf("fixed header: set %v, removed %v", set, removed)
@@ -120,7 +120,7 @@ func TestRefusals(t *testing.T) {
 		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			r := newRig(t, testPolicy)
+			r := newRig(t)
 			if tc.prepare != nil {
 				tc.prepare(r)
 			}
@@ -171,7 +171,7 @@ func checkRefusal(t *testing.T, resp *extprocv3.ProcessingResponse, want policy.
 }
 
 func TestO18RevokedTokenIsReplacedOnAttemptTwo(t *testing.T) {
-	r := newRig(t, testPolicy)
+	r := newRig(t)
 	first := r.call(t, "a", headersRequest(nil, nil))
 	verdict := described(first)
 	again := func(rejected string) string {
@@ -191,7 +191,7 @@ func TestO18RevokedTokenIsReplacedOnAttemptTwo(t *testing.T) {
 }
 
 func TestO5UpstreamThatRejectsEveryTokenIsBounded(t *testing.T) {
-	r := newRig(t, testPolicy)
+	r := newRig(t)
 	resp := r.call(t, "a", headersRequest(nil, nil))
 	verdict := described(resp)
 	for range 20 {
@@ -211,7 +211,7 @@ func TestO5UpstreamThatRejectsEveryTokenIsBounded(t *testing.T) {
 }
 
 func TestCallersByKeyAndByCertificate(t *testing.T) {
-	r := newRig(t, testPolicy)
+	r := newRig(t)
 	if d := described(r.call(t, "b", headersRequest(nil, nil, "x-mcp-auth-key", "key"))); d["caller"] != "ci" {
 		t.Errorf("metadata = %v", d)
 	}
@@ -224,7 +224,7 @@ func TestCallersByKeyAndByCertificate(t *testing.T) {
 // TestE1StreamNeverEndsCleanlyBeforeAReply: each way a stream can end without
 // one is an error, which Envoy answers with 500.
 func TestE1StreamNeverEndsCleanlyBeforeAReply(t *testing.T) {
-	r := newRig(t, testPolicy)
+	r := newRig(t)
 	body := &extprocv3.ProcessingRequest{Request: &extprocv3.ProcessingRequest_RequestBody{RequestBody: &extprocv3.HttpBody{}}}
 	for _, tc := range []struct {
 		name string
@@ -258,10 +258,10 @@ func TestE1StreamNeverEndsCleanlyBeforeAReply(t *testing.T) {
 // panicker is an observer that fails.
 type panicker struct{}
 
-func (panicker) Decided(*Decision) { panic("Bearer caller-canary") }
+func (panicker) Decided(*Decision) { panic("Bearer caller-canary") } //nolint:forbidigo // the fault under test
 
 func TestE2PanicIsAnErrorOfItsStreamAlone(t *testing.T) {
-	r := newRig(t, testPolicy)
+	r := newRig(t)
 	r.cfg.Observe = panicker{}
 	s := newStream(t, []string{"open"}, headersRequest(nil, nil, "authorization", "Bearer caller-canary"))
 	if err := r.Process(s); status.Code(err) != codes.Internal || len(s.sent) > 0 {
@@ -275,7 +275,7 @@ func TestE2PanicIsAnErrorOfItsStreamAlone(t *testing.T) {
 }
 
 func TestE10ResponsePhasesAreAcknowledged(t *testing.T) {
-	r := newRig(t, testPolicy)
+	r := newRig(t)
 	s := newStream(t, []string{"a"}, &extprocv3.ProcessingRequest{
 		Request: &extprocv3.ProcessingRequest_ResponseHeaders{ResponseHeaders: &extprocv3.HttpHeaders{}},
 	})
@@ -285,7 +285,7 @@ func TestE10ResponsePhasesAreAcknowledged(t *testing.T) {
 }
 
 func TestDeadlineIsTheServersNotTheTokenEndpoints(t *testing.T) {
-	r := newRig(t, testPolicy)
+	r := newRig(t)
 	r.auth.hang.Store(true)
 	start := time.Now()
 	checkRefusal(t, r.call(t, "a", headersRequest(nil, nil)), policy.TokenUnavailable, true)
@@ -295,7 +295,7 @@ func TestDeadlineIsTheServersNotTheTokenEndpoints(t *testing.T) {
 }
 
 func TestS6NothingIsServedBeforeAPolicyIsLoaded(t *testing.T) {
-	r := newRig(t, testPolicy)
+	r := newRig(t)
 	s, err := New(r.cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -316,7 +316,7 @@ func TestNewNamesWhatIsMissing(t *testing.T) {
 // TestL1NoSecretInAnyOutput: the caller's and our own secrets are on the
 // request that goes on, and nowhere else.
 func TestL1NoSecretInAnyOutput(t *testing.T) {
-	r := newRig(t, testPolicy)
+	r := newRig(t)
 	r.auth.fail.Store(401)
 	resp := r.call(t, "a", headersRequest(nil, nil, "authorization", "Bearer caller-canary", "cookie", "session=cookie-canary", "x-request-id", "id\x00\x1b[31m"))
 	for name, out := range map[string]string{"reply": resp.String(), "log": r.log.String()} {

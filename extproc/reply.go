@@ -39,6 +39,12 @@ type reply struct {
 	meta     []byte
 }
 
+// appendHead appends the tag and the length of a length-delimited field.
+func appendHead(b []byte, num protowire.Number, n int) []byte {
+	b = protowire.AppendTag(b, num, protowire.BytesType)
+	return protowire.AppendVarint(b, uint64(n)) //nolint:gosec // lengths are not negative
+}
+
 // appendBytes appends a length-delimited field.
 func appendBytes(b []byte, num protowire.Number, v []byte) []byte {
 	b = protowire.AppendTag(b, num, protowire.BytesType)
@@ -61,13 +67,10 @@ func sizeBytes(n int) int { return 1 + protowire.SizeBytes(n) }
 // reads the first and other data planes read the second.
 func appendSet[T string | []byte](b []byte, name string, value T) []byte {
 	header := sizeBytes(len(name)) + sizeBytes(len(value))
-	b = protowire.AppendTag(b, fieldSetHeaders, protowire.BytesType)
-	b = protowire.AppendVarint(b, uint64(sizeBytes(header)+4))
-	b = protowire.AppendTag(b, fieldOptionHeader, protowire.BytesType)
-	b = protowire.AppendVarint(b, uint64(header))
+	b = appendHead(b, fieldSetHeaders, sizeBytes(header)+4)
+	b = appendHead(b, fieldOptionHeader, header)
 	b = appendText(b, fieldHeaderKey, name)
-	b = protowire.AppendTag(b, fieldHeaderRaw, protowire.BytesType)
-	b = protowire.AppendVarint(b, uint64(len(value)))
+	b = appendHead(b, fieldHeaderRaw, len(value))
 	b = append(b, value...)
 	b = appendBytes(b, fieldOptionAppend, nil)
 	b = protowire.AppendTag(b, fieldOptionAction, protowire.VarintType)
@@ -80,11 +83,9 @@ func appendRemove(b []byte, name string) []byte { return appendText(b, fieldRemo
 // appendMember appends a string member to a Struct.
 func appendMember(b []byte, name, value string) []byte {
 	val := sizeBytes(len(value))
-	b = protowire.AppendTag(b, fieldStructFields, protowire.BytesType)
-	b = protowire.AppendVarint(b, uint64(sizeBytes(len(name))+sizeBytes(val)))
+	b = appendHead(b, fieldStructFields, sizeBytes(len(name))+sizeBytes(val))
 	b = appendText(b, fieldMapKey, name)
-	b = protowire.AppendTag(b, fieldMapValue, protowire.BytesType)
-	b = protowire.AppendVarint(b, uint64(val))
+	b = appendHead(b, fieldMapValue, val)
 	return appendText(b, fieldStringValue, value)
 }
 
@@ -92,23 +93,18 @@ func appendMember(b []byte, name, value string) []byte {
 func appendMetadata(b, meta []byte) []byte {
 	value := sizeBytes(len(meta)) // Value.struct_value
 	item := sizeBytes(len(namespace)) + sizeBytes(value)
-	b = protowire.AppendTag(b, fieldDynamicMetadata, protowire.BytesType)
-	b = protowire.AppendVarint(b, uint64(sizeBytes(item)))
-	b = protowire.AppendTag(b, fieldStructFields, protowire.BytesType)
-	b = protowire.AppendVarint(b, uint64(item))
+	b = appendHead(b, fieldDynamicMetadata, sizeBytes(item))
+	b = appendHead(b, fieldStructFields, item)
 	b = appendText(b, fieldMapKey, namespace)
-	b = protowire.AppendTag(b, fieldMapValue, protowire.BytesType)
-	b = protowire.AppendVarint(b, uint64(value))
+	b = appendHead(b, fieldMapValue, value)
 	return appendBytes(b, 5, meta) // Value.struct_value
 }
 
 // continueWith writes "go on, with this HeaderMutation".
 func (r *reply) continueWith() {
 	common := sizeBytes(len(r.mutation))
-	r.wire = protowire.AppendTag(r.wire[:0], fieldRequestHeadersReply, protowire.BytesType)
-	r.wire = protowire.AppendVarint(r.wire, uint64(sizeBytes(common)))
-	r.wire = protowire.AppendTag(r.wire, fieldCommon, protowire.BytesType)
-	r.wire = protowire.AppendVarint(r.wire, uint64(common))
+	r.wire = appendHead(r.wire[:0], fieldRequestHeadersReply, sizeBytes(common))
+	r.wire = appendHead(r.wire, fieldCommon, common)
 	r.wire = appendBytes(r.wire, fieldHeaderMutation, r.mutation)
 	r.wire = appendMetadata(r.wire, r.meta)
 }

@@ -7,24 +7,23 @@ import (
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/testing/protocmp"
 	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
-
-	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 )
 
 // parsed reads a reply with Envoy's generated types.
-func parsed(t testing.TB, wire []byte) *extprocv3.ProcessingResponse {
-	t.Helper()
+func parsed(tb testing.TB, wire []byte) *extprocv3.ProcessingResponse {
+	tb.Helper()
 	var resp extprocv3.ProcessingResponse
 	if err := proto.Unmarshal(wire, &resp); err != nil {
-		t.Fatalf("the reply is not a ProcessingResponse: %v", err)
+		tb.Fatalf("the reply is not a ProcessingResponse: %v", err)
 	}
 	if len(resp.ProtoReflect().GetUnknown()) > 0 {
-		t.Fatalf("the reply has unknown fields: %x", resp.ProtoReflect().GetUnknown())
+		tb.Fatalf("the reply has unknown fields: %x", resp.ProtoReflect().GetUnknown())
 	}
 	return &resp
 }
@@ -32,7 +31,7 @@ func parsed(t testing.TB, wire []byte) *extprocv3.ProcessingResponse {
 func set(name string, value []byte) *corev3.HeaderValueOption {
 	return &corev3.HeaderValueOption{
 		Header:       &corev3.HeaderValue{Key: name, RawValue: value},
-		Append:       wrapperspb.Bool(false),
+		Append:       wrapperspb.Bool(false), //nolint:staticcheck // deprecated, and what Envoy obeys
 		AppendAction: corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD,
 	}
 }

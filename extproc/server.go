@@ -1,6 +1,7 @@
 package extproc
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"sync"
@@ -107,24 +108,18 @@ func (s *Server) Register(g *grpc.Server) {
 // Process serves one ext_proc stream: one message, one reply, and the end. It
 // returns nil after a reply was sent and never otherwise.
 func (s *Server) Process(stream grpc.ServerStream) (err error) {
-	x := s.begin(stream)
+	x := s.begin(stream.Context())
 	defer s.end(x, &err)
-	for {
-		x.msg.reset(x.snap.known)
-		if err := stream.RecvMsg(&x.msg); err != nil {
-			return unanswered(err)
-		}
-		more, err := x.answer(stream.Context(), s)
-		if err != nil {
-			return err
-		}
-		if err := stream.SendMsg(&x.out); err != nil {
-			return unanswered(err)
-		}
-		if !more {
-			return nil
-		}
+	if err := stream.RecvMsg(&x.msg); err != nil {
+		return unanswered(err)
 	}
+	if err := x.answer(stream.Context(), s); err != nil {
+		return err
+	}
+	if err := stream.SendMsg(&x.out); err != nil {
+		return unanswered(err)
+	}
+	return nil
 }
 
 // unanswered turns the end of a stream, however it came, into an error: io.EOF
@@ -134,12 +129,13 @@ func unanswered(err error) error {
 }
 
 // begin takes an exchange for one stream. The whole stream sees one snapshot.
-func (s *Server) begin(stream grpc.ServerStream) *exchange {
+func (s *Server) begin(ctx context.Context) *exchange {
 	x, _ := s.pool.Get().(*exchange)
 	x.snap = s.snap.Load()
-	x.names = metadata.ValueFromIncomingContext(stream.Context(), upstreamKey)
+	x.names = metadata.ValueFromIncomingContext(ctx, upstreamKey)
 	x.lane, x.caller, x.token, x.cause = nil, nil, nil, nil
 	x.cookies = policy.CookieResult{}
+	x.msg.reset(x.snap.known)
 	x.decision = Decision{Attempt: 1}
 	return x
 }

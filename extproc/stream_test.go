@@ -63,13 +63,13 @@ func (s *stream) SendMsg(m any) error {
 }
 
 // newStream makes a stream from the cluster that names the upstreams given.
-func newStream(t testing.TB, upstreams []string, msgs ...*extprocv3.ProcessingRequest) *stream {
-	t.Helper()
-	s := &stream{ctx: metadata.NewIncomingContext(t.Context(), metadata.MD{upstreamKey: upstreams}), t: t}
+func newStream(tb testing.TB, upstreams []string, msgs ...*extprocv3.ProcessingRequest) *stream {
+	tb.Helper()
+	s := &stream{ctx: metadata.NewIncomingContext(tb.Context(), metadata.MD{upstreamKey: upstreams}), t: tb}
 	for _, m := range msgs {
 		wire, err := proto.Marshal(m)
 		if err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 		s.in = append(s.in, wire)
 	}
@@ -84,8 +84,8 @@ type authServer struct {
 	hang     atomic.Bool
 }
 
-func newAuthServer(t testing.TB) *authServer {
-	t.Helper()
+func newAuthServer(tb testing.TB) *authServer {
+	tb.Helper()
 	a := &authServer{}
 	a.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		n := a.requests.Add(1)
@@ -102,7 +102,7 @@ func newAuthServer(t testing.TB) *authServer {
 		}
 		_, _ = fmt.Fprintf(w, `{"access_token":"tok-%d","token_type":"Bearer","expires_in":3600}`, n)
 	}))
-	t.Cleanup(a.Close)
+	tb.Cleanup(a.Close)
 	return a
 }
 
@@ -166,43 +166,43 @@ func testEnv(auth string) func(string) (string, bool) {
 	return func(name string) (string, bool) { v, ok := env[name]; return v, ok }
 }
 
-func newRig(t testing.TB, text string) *rig {
-	t.Helper()
-	r := &rig{auth: newAuthServer(t), seen: &observed{}, log: &syncBuffer{}}
+func newRig(tb testing.TB) *rig {
+	tb.Helper()
+	r := &rig{auth: newAuthServer(tb), seen: &observed{}, log: &syncBuffer{}}
 	env := testEnv(r.auth.URL)
-	set, err := policy.Parse("policy.yaml", []byte(text), env)
+	set, err := policy.Parse("policy.yaml", []byte(testPolicy), env)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	store := secrets.New(secrets.Config{Env: env})
 	if err := store.Require(secrets.Of(set)); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	cache := tokens.New(tokens.Config{Secrets: store, Now: time.Now})
-	t.Cleanup(cache.Close)
+	tb.Cleanup(cache.Close)
 	r.Server, err = New(Config{Tokens: cache, Secrets: store, Now: time.Now, Log: zerolog.New(r.log), Observe: r.seen})
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	if err := r.Load(set); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return r
 }
 
 // call runs one request through Process and returns the reply.
-func (r *rig) call(t testing.TB, upstream string, req *extprocv3.ProcessingRequest) *extprocv3.ProcessingResponse {
-	t.Helper()
+func (r *rig) call(tb testing.TB, upstream string, req *extprocv3.ProcessingRequest) *extprocv3.ProcessingResponse {
+	tb.Helper()
 	var names []string
 	if upstream != "" {
 		names = []string{upstream}
 	}
-	s := newStream(t, names, req)
+	s := newStream(tb, names, req)
 	if err := r.Process(s); err != nil {
-		t.Fatalf("Process: %v", err)
+		tb.Fatalf("Process: %v", err)
 	}
 	if len(s.sent) != 1 {
-		t.Fatalf("%d replies, want 1", len(s.sent))
+		tb.Fatalf("%d replies, want 1", len(s.sent))
 	}
 	return s.sent[0]
 }

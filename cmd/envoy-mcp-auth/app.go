@@ -78,7 +78,7 @@ func (a *app) open(ctx context.Context, set *policy.Set) error {
 		opts = append(opts, grpc.Creds(credentials.NewTLS(cfg)))
 	}
 	a.grpc = grpc.NewServer(opts...)
-	a.server.Register(a.grpc)
+	a.server.Register(a.grpc) //nolint:contextcheck // each stream brings its own
 	a.health = health.NewServer()
 	grpc_health_v1.RegisterHealthServer(a.grpc, a.health)
 	a.drain.delay, a.drain.timeout = set.Server.DrainDelay, set.Server.DrainTimeout
@@ -137,7 +137,8 @@ func (a *app) shutdown(failed <-chan error) {
 	select {
 	case <-wait.C:
 	case <-again:
-	case <-failed:
+	case err := <-failed:
+		a.log.Error().Err(err).Msg("a listener failed while draining")
 	}
 	done := make(chan struct{})
 	go func() { a.grpc.GracefulStop(); close(done) }()

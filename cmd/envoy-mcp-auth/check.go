@@ -85,20 +85,20 @@ func check(src *source, envoyFile string) (*checkReport, error) {
 
 func (r *checkReport) text(st streams) error {
 	for _, w := range r.Warnings {
-		fmt.Fprintf(st.out, "warning: %s\n", w)
+		say(st.out, "warning: %s\n", w)
 	}
 	for _, f := range r.Faults {
-		fmt.Fprintf(st.out, "fault: %s\n", f)
+		say(st.out, "fault: %s\n", f)
 	}
 	for _, f := range r.Findings {
-		fmt.Fprintf(st.out, "unsafe: %s\n", f)
+		say(st.out, "unsafe: %s\n", f)
 	}
 	if len(r.Faults)+len(r.Findings) == 0 {
-		fmt.Fprintf(st.out, "ok: %s", r.Policy)
+		say(st.out, "ok: %s", r.Policy)
 		if len(r.Warnings) > 0 {
-			fmt.Fprintf(st.out, " (%s)", plural(len(r.Warnings), "warning"))
+			say(st.out, " (%s)", plural(len(r.Warnings), "warning"))
 		}
-		fmt.Fprintln(st.out)
+		say(st.out, "\n")
 	}
 	return nil
 }

@@ -16,7 +16,7 @@ import (
 )
 
 // version is stamped at build time with -ldflags "-X main.version=…".
-var version = "" //nolint:gochecknoglobals // the linker can only write to a package variable
+var version = ""
 
 // streams is what a command may touch of the process it runs in.
 type streams struct {
@@ -29,7 +29,7 @@ var errFound = errors.New("found faults")
 
 // run is the program: arguments in, exit status out.
 func run(ctx context.Context, args []string, st streams) int {
-	root := newRoot(st)
+	root := newRoot(st) //nolint:contextcheck // commands get it from ExecuteContext
 	root.SetArgs(args)
 	root.SetOut(st.out)
 	root.SetErr(st.err)
@@ -40,15 +40,16 @@ func run(ctx context.Context, args []string, st streams) int {
 	case errors.Is(err, errFound):
 		return 1
 	}
-	var faults policy.Faults
-	if errors.As(err, &faults) {
-		fmt.Fprintln(st.err, faults.Error())
-		fmt.Fprintf(st.err, "envoy-mcp-auth: error: the policy has %s; mend it and run again\n", plural(len(faults), "fault"))
+	if faults, ok := errors.AsType[policy.Faults](err); ok {
+		say(st.err, "%v\nenvoy-mcp-auth: error: the policy has %s; mend it and run again\n", faults, plural(len(faults), "fault"))
 		return 1
 	}
-	fmt.Fprintf(st.err, "envoy-mcp-auth: error: %v\n", err)
+	say(st.err, "envoy-mcp-auth: error: %v\n", err)
 	return 1
 }
+
+// say prints for a person. There is nobody to tell when that fails.
+func say(w io.Writer, format string, args ...any) { _, _ = fmt.Fprintf(w, format, args...) }
 
 func newRoot(st streams) *cobra.Command {
 	root := &cobra.Command{
@@ -134,8 +135,8 @@ func (f *format) bind(cmd *cobra.Command) {
 }
 
 // print writes v as JSON, or runs text.
-func (f format) print(w io.Writer, v any, text func() error) error {
-	switch f {
+func (f *format) print(w io.Writer, v any, text func() error) error {
+	switch *f {
 	case "json":
 		enc := json.NewEncoder(w)
 		enc.SetIndent("", "  ")
@@ -144,7 +145,7 @@ func (f format) print(w io.Writer, v any, text func() error) error {
 	case "text":
 		return text()
 	}
-	return fmt.Errorf("output format %q: want text or json", string(f))
+	return fmt.Errorf("output format %q: want text or json", string(*f))
 }
 
 func newVersion(st streams) *cobra.Command {

@@ -74,7 +74,7 @@ func serve(ctx context.Context, src *source, log zerolog.Logger, st streams) err
 	defer a.close()
 	if len(src.quick) > 0 {
 		_, text, _ := src.text()
-		fmt.Fprintf(st.out, "%s", text)
+		say(st.out, "%s", text)
 	}
 	return a.run(ctx)
 }

@@ -55,7 +55,7 @@ func start(t *testing.T, text func(socket, admin, auth string) string) *running 
 		_, _ = io.WriteString(w, `{"access_token":"canary-token","token_type":"Bearer","expires_in":600}`)
 	}))
 	t.Cleanup(auth.Close)
-	dir, err := os.MkdirTemp("", "ema") // t.TempDir is too long for a socket's path
+	dir, err := os.MkdirTemp("", "ema") //nolint:usetesting // t.TempDir is too long for a socket's path
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -84,7 +84,7 @@ func start(t *testing.T, text func(socket, admin, auth string) string) *running 
 
 func (r *running) write(t *testing.T, text string) {
 	t.Helper()
-	if err := os.WriteFile(r.policy, []byte(text), 0o600); err != nil {
+	if err := os.WriteFile(r.policy, []byte(text), 0o600); err != nil { //nolint:gosec // a temporary file
 		t.Fatal(err)
 	}
 }
@@ -96,11 +96,12 @@ func (r *running) get(t *testing.T, path string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	resp, err := http.DefaultClient.Do(req)
+	client := http.Client{Timeout: 5 * time.Second}
+	resp, err := client.Do(req)
 	if err != nil {
 		return ""
 	}
-	defer resp.Body.Close()
+	defer resp.Body.Close() //nolint:errcheck // read only
 	b, err := io.ReadAll(resp.Body)
 	if err != nil {
 		return ""
@@ -127,7 +128,7 @@ func freeAddress(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
+	defer l.Close() //nolint:errcheck // only its address is wanted
 	return l.Addr().String()
 }
 
@@ -189,7 +190,7 @@ func TestE9HealthTurnsBeforeTheEnd(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close()
+	defer conn.Close() //nolint:errcheck // the end of the test
 	watch, err := grpc_health_v1.NewHealthClient(conn).Watch(t.Context(), &grpc_health_v1.HealthCheckRequest{})
 	if err != nil {
 		t.Fatal(err)
@@ -206,7 +207,7 @@ func TestE9HealthTurnsBeforeTheEnd(t *testing.T) {
 }
 
 func TestListenUnix(t *testing.T) {
-	dir, err := os.MkdirTemp("", "ema")
+	dir, err := os.MkdirTemp("", "ema") //nolint:usetesting // t.TempDir is too long for a socket's path
 	if err != nil {
 		t.Fatal(err)
 	}

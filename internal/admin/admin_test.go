@@ -31,7 +31,7 @@ func TestAdmin(t *testing.T) {
 		{"GET", "/debug/pprof/", 404, "404 page not found\n"},
 	} {
 		w := httptest.NewRecorder()
-		h.ServeHTTP(w, httptest.NewRequest(tc.method, tc.path, http.NoBody))
+		h.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), tc.method, tc.path, http.NoBody))
 		if w.Code != tc.status || !strings.HasPrefix(w.Body.String(), tc.body) {
 			t.Errorf("%s %s = %d %q, want %d %q", tc.method, tc.path, w.Code, w.Body, tc.status, tc.body)
 		}
@@ -41,7 +41,7 @@ func TestAdmin(t *testing.T) {
 	}
 	ready = nil
 	w := httptest.NewRecorder()
-	h.ServeHTTP(w, httptest.NewRequest("GET", "/readyz", http.NoBody))
+	h.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), "GET", "/readyz", http.NoBody))
 	if w.Code != 200 {
 		t.Errorf("/readyz = %d when ready", w.Code)
 	}

@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"strings"
 	"sync"
@@ -81,9 +82,7 @@ func (s *Store) Require(refs []policy.SecretRef) error {
 	defer s.mu.Unlock()
 	held := *s.held.Load()
 	next := make(map[policy.SecretRef]*secret, len(held)+len(refs))
-	for ref, sec := range held {
-		next[ref] = sec
-	}
+	maps.Copy(next, held)
 	var faults []error
 	for _, ref := range refs {
 		if next[ref] != nil {

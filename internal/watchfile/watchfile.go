@@ -26,7 +26,7 @@ func Of(path string) (Stamp, error) {
 	}
 	s := Stamp{size: info.Size(), mtime: info.ModTime().UnixNano()}
 	if st, ok := info.Sys().(*syscall.Stat_t); ok {
-		s.dev, s.ino = uint64(st.Dev), st.Ino
+		s.dev, s.ino = st.Dev, st.Ino
 		s.ctime = st.Ctim.Nano()
 	}
 	return s, nil
