@@ -717,7 +717,9 @@ func TestL7_Transport(t *testing.T) {
 	} {
 		url := serveTLS(t, u.host, files, func(w http.ResponseWriter, r *http.Request) {
 			reached.Add(1)
-			_, _ = fmt.Fprint(w, r.ProtoMajor)
+			if r.ProtoMajor == 2 {
+				_, _ = io.WriteString(w, "over HTTP/2")
+			}
 		})
 		s.Upstreams = append(s.Upstreams, upstream(name, url+"/mcp", func(up *policy.Upstream) { up.CA = filepath.Join(u.ca, "ca.crt") }))
 	}
@@ -731,7 +733,7 @@ func TestL7_Transport(t *testing.T) {
 	}
 	t.Cleanup(e.Stop)
 	base := "http://" + s.Envoy.Listen
-	if got := post(t, base+"/good/mcp", "{}"); got.status != http.StatusOK || got.body != "2" {
+	if got := post(t, base+"/good/mcp", "{}"); got.status != http.StatusOK || got.body != "over HTTP/2" {
 		t.Errorf("good: got %d %s", got.status, got.body)
 	}
 	for _, name := range []string{"elsewhere", "stranger"} {
