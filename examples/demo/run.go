@@ -33,7 +33,7 @@ type demo struct {
 
 	root    string // of the repository
 	dir     string // where the parts run and find their files
-	work    string // for programs and logs
+	work    string // for logs, and for files for other ports
 	layout  *parts.Layout
 	secrets map[string]string
 	program map[string]string // paths by the names of parts.Part
@@ -181,7 +181,7 @@ func (d *demo) install(ctx context.Context) error {
 		begin := time.Now()
 		out, err := d.command(ctx, filepath.Join(d.root, "tools", "install"), name)
 		if err != nil {
-			return fmt.Errorf("no %s: %w", name, err)
+			return fmt.Errorf("tools/install %s did not work (%w): see above for what to do", name, err)
 		}
 		d.program[name] = out
 		d.yes(name+": "+d.relative(out), time.Since(begin))
@@ -193,7 +193,7 @@ func (d *demo) install(ctx context.Context) error {
 func (d *demo) build(ctx context.Context) error {
 	begin := time.Now()
 	for name, pkg := range map[string]string{"envoy-mcp-auth": "./cmd/envoy-mcp-auth", "demo-servers": "./examples/demo/servers"} {
-		d.program[name] = filepath.Join(d.work, "bin", name)
+		d.program[name] = filepath.Join(d.root, ".cache", "demo", "bin", name)
 		if _, err := d.command(ctx, "go", "build", "-o", d.program[name], pkg); err != nil {
 			return fmt.Errorf("building %s: %w", pkg, err)
 		}
@@ -220,7 +220,7 @@ func (d *demo) launch(ctx context.Context, part parts.Part) error {
 	patience := 20 * time.Second
 	if part.Name == "litellm" {
 		patience = 2 * time.Minute
-		d.skip("LiteLLM starts; it takes about 10 s")
+		d.line("  LiteLLM starts; it takes about 10 s")
 	}
 	p, err := launch(part, d.program[part.Program], d.dir, d.log(part.Name), d.secrets)
 	if err != nil {

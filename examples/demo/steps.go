@@ -45,9 +45,6 @@ func (d *demo) walk(ctx context.Context) int {
 	d.heading("Walk")
 	failed := 0
 	for i, s := range steps() {
-		if ctx.Err() != nil {
-			return failed
-		}
 		title := fmt.Sprintf("%2d. %s", i+1, s.title)
 		if s.litellm && !d.litellm {
 			d.skip(title + ": skipped, LITELLM=0")
@@ -57,6 +54,9 @@ func (d *demo) walk(ctx context.Context) int {
 		within, cancel := context.WithTimeout(ctx, time.Minute)
 		seen, err := s.run(d, within)
 		cancel()
+		if ctx.Err() != nil {
+			return failed
+		}
 		if err != nil {
 			failed++
 			d.no(title, time.Since(begin))
@@ -213,7 +213,7 @@ func (d *demo) impostor(ctx context.Context) (string, error) {
 	if err := lent(who); err != nil {
 		return "", err
 	}
-	return fmt.Sprintf("same server, same client %s, same cookie", who.ClientID), nil
+	return "sent host, authorization and our own mark; same server, same client and same cookie as before", nil
 }
 
 // stranger asks Envoy without LiteLLM's key, and for what is not there.

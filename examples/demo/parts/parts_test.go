@@ -113,6 +113,9 @@ func TestShiftMovesEveryAddress(t *testing.T) {
 	if len(seen) != 12 {
 		t.Errorf("want 6 parts twice, got %v", seen)
 	}
+	if same, err := parts.Shift(text, 0); err != nil || !bytes.Equal(same, text) {
+		t.Errorf("no offset: want the text as it is, got %s (%v)", same, err)
+	}
 	if _, err := parts.Shift(text, 60000); err == nil {
 		t.Error("want an error for a port over 65535")
 	}
