@@ -274,8 +274,8 @@ func (l *LiteLLM) alive(ctx context.Context) bool {
 }
 
 // listing watches the log for the end of the first listing. LiteLLM writes a
-// line for each server that answered or failed, but none at this level for one
-// that refused it, so a log at rest ends the wait too.
+// line for each server that answered or failed, but none for one that it leaves
+// out because it needs a user, so a log at rest ends the wait too.
 type listing struct {
 	servers []string
 	log     string
@@ -303,6 +303,7 @@ func (s *listing) ended(context.Context) bool {
 func (s *listing) all(log []byte) bool {
 	for _, name := range s.servers {
 		if !bytes.Contains(log, []byte(" tools from server "+name+"\n")) &&
+			!bytes.Contains(log, []byte("Error listing tools from "+name+": ")) &&
 			!bytes.Contains(log, []byte("Failed to get tools from server "+name+" during")) {
 			return false
 		}

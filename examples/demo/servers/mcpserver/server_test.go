@@ -28,11 +28,19 @@ func (h headers) RoundTrip(r *http.Request) (*http.Response, error) {
 	return http.DefaultTransport.RoundTrip(r)
 }
 
+// limited returns a context that ends a test whose answer does not come.
+func limited(t *testing.T) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	t.Cleanup(cancel)
+	return ctx
+}
+
 func connect(t *testing.T, url, version string, h headers, opts *mcp.ClientOptions) *mcp.ClientSession {
 	t.Helper()
 	client := mcp.NewClient(&mcp.Implementation{Name: "test", Version: "0"}, opts)
 	transport := &mcp.StreamableClientTransport{Endpoint: url + "/mcp", HTTPClient: &http.Client{Transport: h}}
-	session, err := client.Connect(t.Context(), transport, &mcp.ClientSessionOptions{ProtocolVersion: version})
+	session, err := client.Connect(limited(t), transport, &mcp.ClientSessionOptions{ProtocolVersion: version})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -45,7 +53,7 @@ func connect(t *testing.T, url, version string, h headers, opts *mcp.ClientOptio
 
 func callTool(t *testing.T, s *mcp.ClientSession, params *mcp.CallToolParams, out any) {
 	t.Helper()
-	res, err := s.CallTool(t.Context(), params)
+	res, err := s.CallTool(limited(t), params)
 	if err != nil {
 		t.Fatal(err)
 	}
