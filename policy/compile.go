@@ -87,12 +87,11 @@ func compileCaller(name string, spec CallerSpec) *Caller {
 func (c *checker) compileUpstream(name string, callers map[string]*Caller) *Upstream {
 	spec := c.f.Upstreams[name]
 	up := &Upstream{
-		Name:       name,
-		URL:        spec.URL,
-		Resource:   canonical(spec.URL),
-		CA:         c.resolve(spec.CA),
-		Cluster:    name,
-		RetryOn401: spec.RetryOn401 == nil || *spec.RetryOn401,
+		Name:     name,
+		URL:      spec.URL,
+		Resource: canonical(spec.URL),
+		CA:       c.resolve(spec.CA),
+		Cluster:  name,
 	}
 	if e := spec.Envoy; e != nil {
 		up.Route, up.Listen = e.Route, e.Listen
@@ -104,6 +103,8 @@ func (c *checker) compileUpstream(name string, callers map[string]*Caller) *Upst
 		up.Callers = append(up.Callers, callers[caller])
 	}
 	up.Credential = c.compileCredential(or(spec.Credential, c.f.Defaults.Credential), up.Resource)
+	// A fixed header would be the same the second time.
+	up.RetryOn401 = up.Credential.OAuth2 != nil && (spec.RetryOn401 == nil || *spec.RetryOn401)
 	var cookies CookiesSpec
 	if b := or(spec.Cookies, c.f.Defaults.Cookies); b != nil {
 		cookies = *b

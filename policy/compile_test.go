@@ -134,8 +134,8 @@ func TestInheritance(t *testing.T) {
 			if len(up.Callers) != want.callers {
 				t.Errorf("want %d callers, got %d", want.callers, len(up.Callers))
 			}
-			if !up.RetryOn401 {
-				t.Error("want retry_on_401 by default")
+			if lent := up.Credential.OAuth2 != nil; up.RetryOn401 != lent {
+				t.Errorf("retry on 401 is %v, want it where there is a token to renew: %v", up.RetryOn401, lent)
 			}
 		})
 	}

@@ -12,14 +12,14 @@ import (
 // an expanded variable.
 type Fault struct {
 	// File is the name handed to Parse.
-	File string
+	File string `json:"file"`
 	// Line is the line of the key, counted from 1. A fault about a key that is
 	// missing has the line of the block it is missing from.
-	Line int
+	Line int `json:"line"`
 	// Path is the key path, such as upstreams.a.cookies.allow[2]. Empty for the whole file.
-	Path string
+	Path string `json:"path,omitempty"`
 	// Text says what was wanted, what was found and what to do.
-	Text string
+	Text string `json:"text"`
 }
 
 // String returns the fault as one line, without a newline.

@@ -53,7 +53,8 @@ type Upstream struct {
 	// Cluster is the Envoy cluster's name, Route the route name or pattern (may be empty),
 	// Listen the listener of its own (may be empty).
 	Cluster, Route, Listen string
-	// RetryOn401 is whether rendered configuration repeats a call on 401.
+	// RetryOn401 is whether rendered configuration repeats a call on 401. Never
+	// without an access token to renew.
 	RetryOn401 bool
 	// Callers are those who may call; any one may match.
 	Callers []*Caller

@@ -1,0 +1,158 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/extproc"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/metrics"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/realenvoy"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/tokens"
+)
+
+var update = flag.Bool("update", false, "write the generated tables of the README anew")
+
+const readme = "../../README.md"
+
+// block is one command of a console block and the output the README shows for it.
+type block struct{ command, want string }
+
+// consoleBlocks reads the ```console blocks: lines after "$ " are commands, a
+// here-document goes with its command, and the rest is output.
+func consoleBlocks(text string) []block {
+	var blocks []block
+	inside, until := false, ""
+	for line := range strings.Lines(text) {
+		line = strings.TrimSuffix(line, "\n")
+		switch last := len(blocks) - 1; {
+		case strings.HasPrefix(line, "```"):
+			inside = line == "```console"
+		case !inside:
+		case until != "":
+			blocks[last].command += "\n" + line
+			if line == until {
+				until = ""
+			}
+		case strings.HasPrefix(line, "$ "):
+			blocks = append(blocks, block{command: line[2:]})
+			if strings.Contains(line, "<<'END'") {
+				until = "END"
+			}
+		default:
+			blocks[last].want += line + "\n"
+		}
+	}
+	return blocks
+}
+
+// TestReadme runs what the README tells a new user to copy, in one shell, and
+// compares what each command prints. A line … stands for any output.
+func TestReadme(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile(readme)
+	if err != nil {
+		t.Fatal(err)
+	}
+	blocks := consoleBlocks(string(text))
+	if len(blocks) < 10 {
+		t.Fatalf("%d commands found in the README, want at least 10", len(blocks))
+	}
+	const mark = "--- next command ---"
+	var script strings.Builder
+	for _, b := range blocks {
+		fmt.Fprintf(&script, "%s\necho '%s'\n", b.command, mark)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "bash")
+	cmd.Dir = "../.."
+	cmd.Stdin = strings.NewReader(script.String())
+	cmd.Env = append(os.Environ(), "PATH="+filepath.Dir(realenvoy.Require(t))+":"+os.Getenv("PATH"), "TMPDIR="+t.TempDir())
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	got := strings.Split(string(out), mark+"\n")
+	for i, b := range blocks {
+		if b.want != "…\n" && got[i] != b.want {
+			t.Errorf("$ %s\nprints:\n%s\nthe README says:\n%s", b.command, got[i], b.want)
+		}
+	}
+}
+
+// TestReadmeTables holds the tables of the README to the code.
+func TestReadmeTables(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile(readme)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := between(t, text, "reasons", reasonTable())
+	want = between(t, want, "metrics", metricTable(t))
+	if *update {
+		if err := os.WriteFile(readme, want, 0o644); err != nil { //nolint:gosec // a document
+			t.Fatal(err)
+		}
+	}
+	if !bytes.Equal(text, want) && !*update {
+		t.Error("the tables of README.md are not those of the code; run make golden")
+	}
+}
+
+// between puts a table between the markers of its name.
+func between(t *testing.T, text []byte, name, table string) []byte {
+	t.Helper()
+	begin, end := []byte("<!-- "+name+":begin"), []byte("<!-- "+name+":end -->")
+	from, to := bytes.Index(text, begin), bytes.Index(text, end)
+	if from < 0 || to < from {
+		t.Fatalf("README.md has no markers for the %s", name)
+	}
+	from += bytes.IndexByte(text[from:], '\n') + 1
+	return slices.Concat(text[:from], []byte(table), text[to:])
+}
+
+func reasonTable() string {
+	var b strings.Builder
+	b.WriteString("| status | reason | what the caller reads |\n| --- | --- | --- |\n")
+	for _, r := range policy.Reasons() {
+		if r != policy.Allowed {
+			fmt.Fprintf(&b, "| %d | `%s` | %s |\n", r.Status(), r, r.Text())
+		}
+	}
+	return b.String()
+}
+
+func metricTable(t *testing.T) string {
+	t.Helper()
+	m := metrics.New("v", func(yield func(string, time.Time)) { yield("a", time.Time{}) })
+	m.Decided(&extproc.Decision{})
+	m.Fetched(tokens.Fetch{Upstreams: []string{"a"}})
+	m.Reloaded(time.Time{}, nil)
+	families, err := m.Registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b strings.Builder
+	b.WriteString("| metric | labels | meaning |\n| --- | --- | --- |\n")
+	for _, f := range families {
+		if !strings.HasPrefix(f.GetName(), "mcp_auth_") {
+			continue
+		}
+		var labels []string
+		for _, l := range f.GetMetric()[0].GetLabel() {
+			labels = append(labels, "`"+l.GetName()+"`")
+		}
+		fmt.Fprintf(&b, "| `%s` | %s | %s |\n", f.GetName(), strings.Join(labels, ", "), f.GetHelp())
+	}
+	return b.String()
+}
