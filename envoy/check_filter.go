@@ -332,7 +332,7 @@ func matchesAny(patterns tree, name string) bool {
 }
 
 func (c *checker) mutable(rules tree, up *target) {
-	names, prefixes, all := up.Mutable()
+	names, prefixes, all := writable(*up)
 	if all {
 		return
 	}
@@ -349,7 +349,7 @@ func (c *checker) mutable(rules tree, up *target) {
 		allowed = regexp.MustCompile("^$")
 	}
 	var missing []string
-	for _, n := range append(append(slices.Clone(names), GuardHeader), prefixes...) {
+	for _, n := range append(names, prefixes...) {
 		if !allowed.MatchString(n) {
 			missing = append(missing, n)
 		}

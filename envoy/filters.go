@@ -92,7 +92,7 @@ func forwardRules(t target) *extprocv3.HeaderForwardingRules {
 // mutationRules lets a reply touch what this upstream's policy touches. Anything
 // else fails the request instead of being dropped in silence.
 func mutationRules(t target) *mutationv3.HeaderMutationRules {
-	names, prefixes, all := t.Mutable()
+	names, prefixes, all := writable(t)
 	rules := &mutationv3.HeaderMutationRules{DisallowIsError: yes()}
 	if all {
 		// Any header of the caller may have to go. Envoy still protects
@@ -101,8 +101,18 @@ func mutationRules(t target) *mutationv3.HeaderMutationRules {
 		return rules
 	}
 	rules.DisallowAll = yes()
-	rules.AllowExpression = &matcherv3.RegexMatcher{Regex: anyOf(append(slices.Clone(names), GuardHeader), prefixes)}
+	rules.AllowExpression = &matcherv3.RegexMatcher{Regex: anyOf(names, prefixes)}
 	return rules
+}
+
+// writable is what a reply may write: the headers of a request that the policy
+// touches, our mark, and those of a refusal. Envoy holds immediate responses
+// against the same rules, and answers them without any of our headers when one
+// of them is not allowed.
+func writable(t target) (names, prefixes []string, all bool) {
+	names, prefixes, all = t.Mutable()
+	names = append(slices.Clone(names), GuardHeader, "cache-control", "content-type", "retry-after")
+	return names, prefixes, all
 }
 
 // anyOf is a regular expression for these names and everything with these
