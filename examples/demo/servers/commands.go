@@ -29,7 +29,7 @@ func newRoot(out io.Writer, env func(string) (string, bool)) *cobra.Command {
 	}
 	root.SetOut(out)
 	log := &lines{w: out}
-	root.AddCommand(newOpen(log), newProtected(log), newAuth(log, env))
+	root.AddCommand(newOpen(log), newProtected(log), newAuth(log, env), newReady())
 	return root
 }
 
@@ -124,6 +124,34 @@ func newAuth(log *lines, env func(string) (string, bool)) *cobra.Command {
 	f.StringVar(&id, "client-id", "litellm-proxy", "the one client")
 	f.StringVar(&secretEnv, "client-secret-env", "MCP_OAUTH2_CLIENT_SECRET", "environment variable with its secret")
 	f.DurationVar(&life, "lifetime", 5*time.Minute, "life of the tokens")
+	return cmd
+}
+
+// newReady is the health check of containers, whose image has nothing else to ask with.
+func newReady() *cobra.Command {
+	var want int
+	cmd := &cobra.Command{
+		Use:     "ready URL",
+		Short:   "Ask a server whether it is ready: exit status 0 if it answers with the status",
+		Example: "  demo-servers ready http://127.0.0.1:9001/mcp --status 401",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			req, err := http.NewRequestWithContext(cmd.Context(), http.MethodGet, args[0], nil)
+			if err != nil {
+				return err
+			}
+			resp, err := (&http.Client{Timeout: 3 * time.Second}).Do(req)
+			if err != nil {
+				return err
+			}
+			_ = resp.Body.Close()
+			if resp.StatusCode != want {
+				return fmt.Errorf("%s is not ready: want status %d, got %d", args[0], want, resp.StatusCode)
+			}
+			return nil
+		},
+	}
+	cmd.Flags().IntVar(&want, "status", http.StatusOK, "status of a server that is ready")
 	return cmd
 }
 

@@ -114,6 +114,26 @@ func TestOpenNeedsNothing(t *testing.T) {
 	}
 }
 
+func TestReady(t *testing.T) {
+	t.Parallel()
+	url, stop := run(t, "open")
+	defer stop()
+	for _, c := range []struct {
+		status, url string
+		ready       bool
+	}{
+		{"400", url, true},
+		{"200", url, false},
+		{"400", "http://127.0.0.1:1/mcp", false},
+	} {
+		root := newRoot(io.Discard, func(string) (string, bool) { return "", false })
+		root.SetArgs([]string{"ready", c.url, "--status", c.status})
+		if err := root.ExecuteContext(t.Context()); (err == nil) != c.ready {
+			t.Errorf("ready %s --status %s: want %t, got %v", c.url, c.status, c.ready, err)
+		}
+	}
+}
+
 func TestMistakesSayWhatToDo(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {

@@ -118,6 +118,9 @@ func (i *issuer) protected(t *testing.T, spoil ...func(*mcpserver.Config)) (url 
 	}
 	rec = mcpserver.NewRecorder(time.Now, nil)
 	s := httptest.NewServer(rec.Wrap(h))
-	t.Cleanup(s.Close)
+	t.Cleanup(func() {
+		s.CloseClientConnections() // Close waits for streams that a failed test left open
+		s.Close()
+	})
 	return s.URL, rec
 }
