@@ -72,6 +72,17 @@ func TestO13_OnlyB64TokenCharacters(t *testing.T) {
 	}
 }
 
+func TestScopeOfTheAnswer(t *testing.T) {
+	for s, want := range map[string]bool{
+		"a b:c": true, "": true, "a\"": false, `a\`: false, "a\nb": false, "\x7f": false, "é": false,
+		strings.Repeat("a", 4096): true, strings.Repeat("a", 4097): false,
+	} {
+		if isScope(s) != want {
+			t.Errorf("scope of %d bytes %.10q: want %v", len(s), s, want)
+		}
+	}
+}
+
 // FuzzAnswer holds the strict parser to what it promises whatever comes: one
 // outcome, a token that fits a header, a life within its caps, and agreement
 // with encoding/json on what the exact members are.

@@ -96,7 +96,7 @@ type Cache struct {
 // New returns an empty cache. Close it to stop its work.
 func New(cfg Config) *Cache {
 	if cfg.Dice == nil {
-		cfg.Dice = mathrand.Float64 //nolint:gosec // spreads pauses, guards nothing
+		cfg.Dice = mathrand.Float64
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	c := &Cache{

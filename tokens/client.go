@@ -129,8 +129,7 @@ func (cl *client) fetch(ctx context.Context, secret string, now func() time.Time
 	}
 	t, err := cc.Token(ctx)
 	if err != nil {
-		var clean *Error
-		if errors.As(err, &clean) {
+		if clean, ok := errors.AsType[*Error](err); ok {
 			return granted{}, clean
 		}
 		// What x/oauth2 says itself may quote bodies: it stays here.

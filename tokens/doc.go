@@ -9,4 +9,12 @@
 // Equal credentials share one token, one fetch and one failure. A fetch belongs
 // to the cache, not to the call that caused it: a caller that leaves hurts
 // nobody. Failures are shared and backed off like successes are cached.
+//
+// When an upstream refuses a token with 401, Replace gets another one: one
+// token request for each refused token, however many calls were refused.
+//
+// The way of a token request: entry.fly, client.fetch, exchange.RoundTrip,
+// parseAnswer. golang.org/x/oauth2 lays out the request; exchange stands on the
+// wire below it and closes what x/oauth2 leaves open (redirects, deadlines,
+// sizes, the reading of the answer, what errors say).
 package tokens

@@ -74,7 +74,7 @@ func (e *entry) token(ctx context.Context, now time.Time) (*Token, error) {
 		e.mu.Unlock()
 		return t, nil
 	}
-	f, err := e.join(now)
+	f, err := e.join(now) //nolint:contextcheck // the fetch is shared: it must outlive the call that wanted it
 	e.mu.Unlock()
 	if err != nil {
 		return nil, err
@@ -104,7 +104,7 @@ func (e *entry) replace(ctx context.Context, now time.Time, rejected []byte, pay
 		}
 		e.current.CompareAndSwap(t, nil)
 	}
-	f, err := e.join(now)
+	f, err := e.join(now) //nolint:contextcheck // the fetch is shared: it must outlive the call that wanted it
 	e.mu.Unlock()
 	if err != nil {
 		return nil, err

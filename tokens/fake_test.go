@@ -154,7 +154,7 @@ type world struct {
 func newWorld(t *testing.T) *world {
 	t.Helper()
 	w := &world{as: newFake(), store: &store{secret: canary}, log: &buffer{}}
-	dice := rand.New(rand.NewPCG(1, 2)) //nolint:gosec // the same each time, so that a failure repeats
+	dice := rand.New(rand.NewPCG(1, 2)) // the same each time, so that a failure repeats
 	var mu sync.Mutex
 	w.cache = newCache(t, func(c *Config) {
 		c.Transport, c.Secrets = w.as, w.store

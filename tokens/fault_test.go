@@ -60,24 +60,24 @@ func verdicts() map[tokenstest.Fault]verdict {
 		"token_type":       "mac_type dpop_type n_a_type no_type number_type",
 		"duplicate_member": "duplicate_token duplicate_escaped duplicate_unknown",
 	} {
-		for _, f := range strings.Fields(list) {
+		for f := range strings.FieldsSeq(list) {
 			v[tokenstest.Fault(f)] = verdict{Refused, code, 0}
 		}
 	}
-	for _, f := range strings.Fields("1e400 infinity nan junk hex plus spaces bool object array") {
+	for f := range strings.FieldsSeq("1e400 infinity nan junk hex plus spaces bool object array") {
 		v[tokenstest.Fault("expires_in_"+f)] = verdict{Refused, "expires_in", 0}
 	}
-	for _, f := range strings.Fields("huge minus junk date past") {
+	for f := range strings.FieldsSeq("huge minus junk date past") {
 		v[tokenstest.Fault("retry_after_"+f)] = verdict{Unavailable, "http_503", 0}
 	}
-	for _, f := range strings.Fields("500 502 503 504") {
+	for f := range strings.FieldsSeq("500 502 503 504") {
 		v[tokenstest.Fault("status_"+f)] = verdict{Unavailable, "http_" + f, 0}
 	}
-	for _, f := range strings.Fields("301 302 303 307 308") {
+	for f := range strings.FieldsSeq("301 302 303 307 308") {
 		v[tokenstest.Fault("redirect_"+f)] = verdict{Refused, "redirect_refused", 0}
 		v[tokenstest.Fault("redirect_"+f+"_same_host")] = verdict{Refused, "redirect_refused", 0}
 	}
-	for _, f := range strings.Fields("invalid_client unauthorized_client unsupported_grant_type invalid_scope invalid_target " +
+	for f := range strings.FieldsSeq("invalid_client unauthorized_client unsupported_grant_type invalid_scope invalid_target " +
 		"invalid_request invalid_grant temporarily_unavailable server_error") {
 		v[tokenstest.Fault(f)] = verdict{Refused, f, 0}
 	}
@@ -162,7 +162,7 @@ func TestT3_AMemoryBoundForHugeAnswers(t *testing.T) {
 		runtime.ReadMemStats(&before)
 		_, err := s.Token(t.Context())
 		runtime.ReadMemStats(&after)
-		failed(t, err)
+		_ = failed(t, err)
 		if grown := after.TotalAlloc - before.TotalAlloc; grown > 16<<20 {
 			t.Errorf("%s: allocated %d MiB", f, grown>>20)
 		}
@@ -199,7 +199,9 @@ func TestT4_Unreachable(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_ = l.Close()
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
 	for url, code := range map[string]string{
 		"http://" + l.Addr().String() + "/token": "connection_refused",
 		"http://no-such-host.invalid/token":      "dns",
@@ -217,7 +219,7 @@ func TestANewAuthorityIsTrustedAtTheNextFetch(t *testing.T) {
 	put := func(from string) {
 		pem, err := os.ReadFile(from)
 		if err == nil {
-			err = os.WriteFile(ca, pem, 0o600)
+			err = os.WriteFile(ca, pem, 0o600) //nolint:gosec // the test's own directory
 		}
 		if err != nil {
 			t.Fatal(err)

@@ -56,6 +56,35 @@ func TestO15_ScopesAreASet(t *testing.T) {
 	}
 }
 
+// TestT9_NeighboursDoNotCollide moves the border between each two parts that
+// stand side by side.
+func TestT9_NeighboursDoNotCollide(t *testing.T) {
+	fields := []func(*policy.OAuth2) *string{
+		func(o *policy.OAuth2) *string { return &o.TokenURL },
+		func(o *policy.OAuth2) *string { return &o.CA },
+		func(o *policy.OAuth2) *string { return &o.ClientID },
+		func(o *policy.OAuth2) *string { return (*string)(&o.AuthMethod) },
+		func(o *policy.OAuth2) *string { return &o.ClientSecret.Name },
+		func(o *policy.OAuth2) *string { return &o.Resource },
+		func(o *policy.OAuth2) *string { return &o.Audience },
+	}
+	for i := range fields {
+		for j := range i {
+			a, b := policy.OAuth2{}, policy.OAuth2{}
+			*fields[j](&a), *fields[i](&a) = "ab", ""
+			*fields[j](&b), *fields[i](&b) = "a", "b"
+			if keyOf(&a, "", "") == keyOf(&b, "", "") {
+				t.Errorf("parts %d and %d collide", j, i)
+			}
+		}
+	}
+	a := policy.OAuth2{Scopes: []string{"x", "y"}}
+	b := policy.OAuth2{Scopes: []string{"x"}, Params: []policy.Param{{Name: "y"}}}
+	if keyOf(&a, "", "") == keyOf(&b, "", "") {
+		t.Error("scopes and params collide")
+	}
+}
+
 // TestT9_PartsDoNotCollide moves bytes between neighbouring parts: two
 // different lists of parts never share a key.
 func TestT9_PartsDoNotCollide(t *testing.T) {

@@ -214,6 +214,35 @@ func TestT6_O17_PermanentErrorsAreNotHammered(t *testing.T) {
 	}
 }
 
+// TestT6_A401WithoutAWordOfOAuth could lock an account all the same.
+func TestT6_A401WithoutAWordOfOAuth(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.as.status, w.as.body = 401, "<html>"
+		s := source(t, w.cache, "a", res("a"))
+		load(s, 200*time.Millisecond, 10*time.Minute)
+		if n := w.as.requests(); n > 10 {
+			t.Errorf("want at most 10 requests in 10 minutes, got %d", n)
+		}
+	})
+}
+
+// TestO16_ALateCallerFindsTheToken is a call that saw no token, and gets the
+// lock only when the fetch has landed.
+func TestO16_ALateCallerFindsTheToken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		s := source(t, w.cache, "a", res("a"))
+		tok, err := s.Token(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if late, err := s.entry.token(t.Context(), time.Now()); err != nil || late != tok || w.as.requests() != 1 {
+			t.Errorf("want the token without a request, got %v, %v, %d requests", late, err, w.as.requests())
+		}
+	})
+}
+
 func TestO9_AnIdleCredentialNoticesItsNewSecret(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -282,7 +311,7 @@ func TestO16_AHangIsBounded(t *testing.T) {
 // clock that was set does. Only the package time can build such a value.
 func stepped(at time.Time, d time.Duration) time.Time {
 	wall := (*uint64)(unsafe.Pointer(&at)) //nolint:gosec // the wall clock is the first word, its seconds start at bit 30
-	*wall += uint64(d/time.Second) << 30   //nolint:gosec // wraps for negative steps, as it should
+	*wall += uint64(d/time.Second) << 30   // wraps for negative steps, as it should
 	return at
 }
 

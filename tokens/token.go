@@ -63,16 +63,16 @@ func (t *Token) Scope() string { return t.scope }
 func (t *Token) Type() string { return "Bearer" }
 
 // String names the token without showing it.
-func (t Token) String() string { return "token " + t.fingerprint }
+func (t *Token) String() string { return "token " + t.fingerprint }
 
 // GoString implements fmt.GoStringer.
-func (t Token) GoString() string { return t.String() }
+func (t *Token) GoString() string { return t.String() }
 
 // Format implements fmt.Formatter for every verb.
-func (t Token) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, t.String()) }
+func (t *Token) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, t.String()) }
 
 // MarshalText implements encoding.TextMarshaler, and with it JSON and XML.
-func (t Token) MarshalText() ([]byte, error) { return []byte(t.String()), nil }
+func (t *Token) MarshalText() ([]byte, error) { return []byte(t.String()), nil }
 
 // MarshalYAML implements yaml.Marshaler.
-func (t Token) MarshalYAML() (any, error) { return t.String(), nil }
+func (t *Token) MarshalYAML() (any, error) { return t.String(), nil }

@@ -44,7 +44,8 @@ func TestS4_NoFormShowsAToken(t *testing.T) {
 	}
 	shown := out.String()
 	hex := fmt.Sprintf("%x", access)
-	for _, form := range []string{access, hex, strings.ToUpper(hex), strings.Trim(fmt.Sprint([]byte(access)), "[]"), strings.TrimSuffix(fmt.Sprintf("%#v", []byte(access))[7:], "}")} {
+	decimal := strings.Trim(fmt.Sprintf("%d", []byte(access)), "[]")
+	for _, form := range []string{access, hex, strings.ToUpper(hex), decimal, strings.TrimSuffix(fmt.Sprintf("%#v", []byte(access))[7:], "}")} {
 		if strings.Contains(shown, form) {
 			t.Errorf("the token shows as %q", form)
 		}
@@ -75,7 +76,7 @@ func TestS4_Canary(t *testing.T) {
 	var out strings.Builder
 	c := newCache(t, func(c *Config) {
 		c.Log = zerolog.New(&log).Level(zerolog.TraceLevel)
-		c.Observe = func(f Fetch) { fmt.Fprintf(&log, "%+v", f) }
+		c.Observe = func(f Fetch) { _, _ = fmt.Fprintf(&log, "%+v", f) }
 	})
 	for i, f := range []tokenstest.Fault{"", tokenstest.EchoForm, "echo_description", "error_in_200", tokenstest.HTML, tokenstest.Redirect307} {
 		for _, m := range []policy.AuthMethod{policy.ClientSecretBasic, policy.ClientSecretPost} {
@@ -92,8 +93,7 @@ func TestS4_Canary(t *testing.T) {
 			if tok != nil && strings.Contains(out.String()+log.String(), strings.TrimPrefix(string(tok.Authorization()), "Bearer ")) {
 				t.Error("the token is in the output")
 			}
-			var e *Error
-			if errors.As(err, &e) {
+			if e, ok := errors.AsType[*Error](err); ok {
 				b, _ := json.Marshal(e)
 				out.Write(b)
 			}

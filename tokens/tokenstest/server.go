@@ -101,7 +101,7 @@ func New(cfg Config) (*Server, error) {
 		cfg.Lifetime = 5 * time.Minute
 	}
 	if cfg.Now == nil {
-		cfg.Now = time.Now //nolint:forbidigo // the default of a field that exists to replace it
+		cfg.Now = time.Now
 	}
 	if cfg.Addr == "" {
 		cfg.Addr = "127.0.0.1:0"

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -69,12 +70,11 @@ func get(t *testing.T, method, url string, into any) int {
 
 func form(pairs ...string) url.Values {
 	v := url.Values{"grant_type": {"client_credentials"}}
-	for i := 0; i < len(pairs); i += 2 {
-		if pairs[i+1] == "" {
-			v.Del(pairs[i])
-			continue
+	for pair := range slices.Chunk(pairs, 2) {
+		v.Set(pair[0], pair[len(pair)-1])
+		if v.Get(pair[0]) == "" {
+			v.Del(pair[0])
 		}
-		v.Set(pairs[i], pairs[i+1])
 	}
 	return v
 }
@@ -153,7 +153,7 @@ func TestTokensKeysAndRevocation(t *testing.T) {
 		if c["iss"] != as.URL() || c["sub"] != "post" || c["client_id"] != "post" || c["aud"] != "https://mcp/x" || c["scope"] != "r w" {
 			t.Errorf("claims %v", c)
 		}
-		if life := c["exp"].(float64) - c["iat"].(float64); life != 3600 || a.ExpiresIn != 3600 || a.TokenType != "Bearer" || a.Scope != "r w" { //nolint:forcetypeassert,errcheck // a panic fails the test
+		if life := c["exp"].(float64) - c["iat"].(float64); life != 3600 || a.ExpiresIn != 3600 || a.TokenType != "Bearer" || a.Scope != "r w" {
 			t.Errorf("want an hour, got %v and %d", life, a.ExpiresIn)
 		}
 		jti, _ := c["jti"].(string)

@@ -1,6 +1,7 @@
 package tokenstest
 
 import (
+	"cmp"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -10,7 +11,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"log"
+	"log" //nolint:depguard // the type of http.Server.ErrorLog
 	"net/http"
 	"net/url"
 	"slices"
@@ -35,18 +36,9 @@ func (s *Server) rotate() error {
 	if alg == "" {
 		alg = jose.ES256
 	}
-	var private crypto.Signer
-	var err error
-	switch alg {
-	case jose.ES256:
-		private, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	case jose.RS256:
-		private, err = rsa.GenerateKey(rand.Reader, 2048)
-	default:
-		return fmt.Errorf("algorithm %q: want ES256 or RS256", alg)
-	}
+	private, err := newKey(alg)
 	if err != nil {
-		return fmt.Errorf("making a key: %w", err)
+		return err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -60,6 +52,21 @@ func (s *Server) rotate() error {
 		Key: private.Public(), KeyID: id, Algorithm: string(alg), Use: "sig",
 	}})
 	return nil
+}
+
+func newKey(alg jose.SignatureAlgorithm) (key crypto.Signer, err error) {
+	if alg != jose.ES256 && alg != jose.RS256 {
+		return nil, fmt.Errorf("algorithm %q: want ES256 or RS256", alg)
+	}
+	if alg == jose.RS256 {
+		key, err = rsa.GenerateKey(rand.Reader, 2048)
+	} else {
+		key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("making a key: %w", err)
+	}
+	return key, nil
 }
 
 // claims are those of RFC 9068 §2.2.
@@ -165,27 +172,25 @@ func (s *Server) grant(r *http.Request, form url.Values) (token string, life tim
 		return "", 0, "", &oauthError{400, "unsupported_grant_type", "want client_credentials", false}
 	}
 	scope = form.Get("scope")
-	for _, one := range strings.Fields(scope) {
-		if c.Scopes != nil && !slices.Contains(c.Scopes, one) {
+	for one := range strings.FieldsSeq(scope) {
+		if !admits(c.Scopes, one) {
 			return "", 0, "", &oauthError{400, "invalid_scope", "a scope is not for this client", false}
 		}
 	}
 	resource, audience := form.Get("resource"), form.Get("audience")
-	switch {
-	case resource == "" && c.NeedsResource,
-		resource != "" && c.Resources != nil && !slices.Contains(c.Resources, resource),
-		audience != "" && c.Audiences != nil && !slices.Contains(c.Audiences, audience):
+	if !admits(c.Resources, resource) || !admits(c.Audiences, audience) || resource == "" && c.NeedsResource {
 		return "", 0, "", &oauthError{400, "invalid_target", "the resource or audience is not for this client", false}
-	case resource == "" && audience == "":
-		resource = s.cfg.Issuer
-	case resource == "":
-		resource = audience
 	}
-	token, life, err := s.issue(id, resource, scope)
+	token, life, err := s.issue(id, cmp.Or(resource, audience, s.cfg.Issuer), scope)
 	if err != nil {
 		return "", 0, "", &oauthError{500, "server_error", "signing failed", false}
 	}
 	return token, life, scope, nil
+}
+
+// admits reports whether a list allows what was asked for; nil allows anything.
+func admits(list []string, asked string) bool {
+	return asked == "" || list == nil || slices.Contains(list, asked)
 }
 
 // malformed refuses what RFC 6749 §3.2 forbids.
