@@ -25,7 +25,9 @@ func (h headers) RoundTrip(r *http.Request) (*http.Response, error) {
 	for name, values := range h {
 		r.Header[name] = append(r.Header[name], values...)
 	}
-	return http.DefaultTransport.RoundTrip(r)
+	// A stream whose headers never come must end the test.
+	transport := &http.Transport{ResponseHeaderTimeout: 10 * time.Second, DisableKeepAlives: true}
+	return transport.RoundTrip(r)
 }
 
 // limited returns a context that ends a test whose answer does not come.
