@@ -40,6 +40,9 @@ func NewCookieRule(spec CookiesSpec) CookieRule {
 	return rule
 }
 
+// Empty reports whether no cookie goes on under this rule.
+func (c *CookieRule) Empty() bool { return len(c.allow) == 0 }
+
 // Filter decides about the cookie headers of one request, given all their values
 // in order. The lines are read as one (RFC 9113 §8.2.3) and split on `;` alone:
 // a quote is an ordinary byte of a value (RFC 10025 §5.6). A pair goes on byte

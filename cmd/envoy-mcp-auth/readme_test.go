@@ -100,7 +100,7 @@ func TestReadmeTables(t *testing.T) {
 	want := between(t, text, "reasons", reasonTable())
 	want = between(t, want, "metrics", metricTable(t))
 	if *update {
-		if err := os.WriteFile(readme, want, 0o644); err != nil { //nolint:gosec // a document
+		if err := os.WriteFile(readme, want, 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
