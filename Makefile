@@ -45,7 +45,7 @@ generate: ## Write the generated files
 golden: ## Write the golden files of tests anew; read the diff before you commit it
 	@grep -rl --include='*_test.go' 'Bool("update"' . | xargs -n 1 dirname | sort -u | xargs -I DIR go test -count=1 DIR -update
 
-demo: ## Walk through the whole line on real parts (LITELLM=0 without LiteLLM, KEEP=1 leaves it running, PORT_OFFSET=100 on other ports)
+demo: ## Walk through the whole line on real parts (LITELLM=0 without LiteLLM, KEEP=1 leaves it running)
 	@KEEP='$(KEEP)' LITELLM='$(LITELLM)' go run ./examples/demo
 
 bench: ## Benchmarks, then processor time per call next to an empty ext_proc server
