@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"runtime/debug"
 	"sync/atomic"
 	"time"
 
@@ -126,6 +127,9 @@ func (r *reloader) load() error {
 		r.app.log.Warn().Msg(w.String())
 	}
 	r.state.Store(&reloadState{LoadedAt: time.Now()})
+	// Reading a large policy leaves many times its size behind, which a rare
+	// collection would keep for long.
+	debug.FreeOSMemory()
 	return nil
 }
 

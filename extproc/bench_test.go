@@ -1,0 +1,69 @@
+package extproc
+
+import (
+	"context"
+	"testing"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/proto"
+)
+
+// benchStream hands over one message and throws the reply away.
+type benchStream struct {
+	grpc.ServerStream
+	ctx  context.Context
+	wire mem.BufferSlice
+}
+
+func (s *benchStream) Context() context.Context { return s.ctx }
+func (s *benchStream) RecvMsg(m any) error      { return codec{}.Unmarshal(s.wire, m) }
+
+func (*benchStream) SendMsg(m any) error {
+	out, err := codec{}.Marshal(m)
+	out.Free()
+	return err
+}
+
+func newBenchStream(tb testing.TB) *benchStream {
+	tb.Helper()
+	wire, err := proto.Marshal(headersRequest(map[string]any{"xds.cluster_name": "a", "xds.route_name": "a"}, nil,
+		"authorization", "Bearer sk-the-callers-own", "cookie", "session=0123456789abcdef; tracking=zzz",
+		"x-envoy-attempt-count", "1", "x-request-id", "0b9ac637-0000-4000-8000-000000000000"))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return &benchStream{
+		ctx:  metadata.NewIncomingContext(tb.Context(), metadata.MD{upstreamKey: []string{"a"}}),
+		wire: mem.BufferSlice{mem.SliceBuffer(wire)},
+	}
+}
+
+// BenchmarkProcess is a call with a cached token, without gRPC's own work.
+func BenchmarkProcess(b *testing.B) {
+	r := newRig(b)
+	r.cfg.Observe = nil
+	s := newBenchStream(b)
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := r.Process(s); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// TestProcessAllocations keeps a call with a cached token to what the reply's
+// own buffer and the initial metadata cost.
+func TestProcessAllocations(t *testing.T) {
+	r := newRig(t)
+	r.cfg.Observe = nil
+	s := newBenchStream(t)
+	if n := testing.AllocsPerRun(200, func() {
+		if err := r.Process(s); err != nil {
+			t.Fatal(err)
+		}
+	}); n > 6 {
+		t.Errorf("a call allocates %v times, want at most 6", n)
+	}
+}
