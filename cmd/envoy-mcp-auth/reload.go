@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"runtime/debug"
 	"sync/atomic"
 	"time"
 
@@ -127,9 +126,7 @@ func (r *reloader) load() error {
 		r.app.log.Warn().Msg(w.String())
 	}
 	r.state.Store(&reloadState{LoadedAt: time.Now()})
-	// Reading a large policy leaves many times its size behind, which a rare
-	// collection would keep for long.
-	debug.FreeOSMemory()
+	settleMemory(r.src.st.env)
 	return nil
 }
 

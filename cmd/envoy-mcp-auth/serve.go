@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"runtime/debug"
 
 	"github.com/rs/zerolog"
 	"github.com/spf13/cobra"
@@ -35,7 +34,6 @@ func newServe(st streams) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			tuneGC(st)
 			return serve(cmd.Context(), &f.source, log, st)
 		},
 	}
@@ -55,14 +53,6 @@ func newLog(w io.Writer, level string, asJSON bool) (zerolog.Logger, error) {
 		w = zerolog.ConsoleWriter{Out: w, NoColor: os.Getenv("NO_COLOR") != ""}
 	}
 	return zerolog.New(w).Level(l).With().Timestamp().Logger(), nil
-}
-
-// tuneGC trades memory for CPU, unless the operator set GOGC: the heap is a few
-// megabytes, and collecting it at every doubling costs 5 to 7 % of a call.
-func tuneGC(st streams) {
-	if _, set := st.env("GOGC"); !set {
-		debug.SetGCPercent(400)
-	}
 }
 
 // serve runs until ctx ends and everything is drained.
