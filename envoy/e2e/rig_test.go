@@ -93,6 +93,7 @@ type facts struct {
 
 	t         *testing.T
 	upstreams map[string]*upstream
+	pki       *pki
 }
 
 // URL returns the url of the upstream of that name, which is started by being named.
@@ -100,9 +101,17 @@ func (f *facts) URL(name string) string { return f.upstream(name).url() }
 
 func (f *facts) upstream(name string) *upstream {
 	if f.upstreams[name] == nil {
-		f.upstreams[name] = newUpstream(f.t, name)
+		f.upstreams[name] = newUpstream(f.t, name, nil)
 	}
 	return f.upstreams[name]
+}
+
+// SecureURL is URL for an upstream that speaks TLS, and HTTP/2 if asked to.
+func (f *facts) SecureURL(name string) string {
+	if f.upstreams[name] == nil {
+		f.upstreams[name] = newUpstream(f.t, name, f.pki.server())
+	}
+	return f.upstreams[name].url()
 }
 
 // up returns an upstream of the policy.
@@ -126,7 +135,7 @@ func newRig(t *testing.T, text string, change ...func(*rig)) *rig {
 	r := &rig{t: t, dir: dir, issuer: issuer, facts: &facts{
 		Dir: dir, Socket: filepath.Join(dir, "p.sock"), Admin: free(t), Listen: free(t),
 		TokenURL: issuer.TokenURL(), KeySum: hex.EncodeToString(sum[:]),
-		t: t, upstreams: map[string]*upstream{},
+		t: t, upstreams: map[string]*upstream{}, pki: newPKI(t, dir),
 	}}
 	for _, f := range change {
 		f(r)

@@ -3,6 +3,8 @@ package e2e_test
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -45,6 +47,8 @@ type upstream struct {
 	arrivals []arrival
 	count    int
 	taps     []*tap
+	secure   bool         // speaks TLS, so that the taps read nothing
+	inside   bytes.Buffer // of a secure one, all headers and trailers
 }
 
 // tap is a connection that keeps what was read from it.
@@ -111,25 +115,31 @@ func (l tapListener) Accept() (net.Conn, error) {
 type tapKey struct{}
 
 // newUpstream starts an upstream that answers 200 to everything.
-func newUpstream(t *testing.T, name string) *upstream {
+func newUpstream(t *testing.T, name string, tlsConfig *tls.Config) *upstream {
 	t.Helper()
 	ln, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	u := &upstream{name: name, addr: ln.Addr().String(), handler: http.HandlerFunc(fine)}
+	u := &upstream{name: name, addr: ln.Addr().String(), handler: http.HandlerFunc(fine), secure: tlsConfig != nil}
 	u.srv = &http.Server{
 		Handler:           http.HandlerFunc(u.serve),
 		ReadHeaderTimeout: 30 * time.Second,
 		MaxHeaderBytes:    4 << 20,
 		ConnContext:       func(ctx context.Context, c net.Conn) context.Context { return context.WithValue(ctx, tapKey{}, c) },
 	}
+	taps := tapListener{ln, func(c *tap) {
+		u.mu.Lock()
+		defer u.mu.Unlock()
+		u.taps = append(u.taps, c)
+	}}
 	go func() {
-		_ = u.srv.Serve(tapListener{ln, func(c *tap) {
-			u.mu.Lock()
-			defer u.mu.Unlock()
-			u.taps = append(u.taps, c)
-		}})
+		if u.secure {
+			u.srv.TLSConfig = tlsConfig
+			_ = u.srv.ServeTLS(ln, "", "")
+			return
+		}
+		_ = u.srv.Serve(taps)
 	}()
 	t.Cleanup(func() { _ = u.srv.Close() })
 	return u
@@ -137,11 +147,19 @@ func newUpstream(t *testing.T, name string) *upstream {
 
 func fine(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok") }
 
-func (u *upstream) url() string { return "http://" + u.addr + "/mcp" }
+func (u *upstream) url() string {
+	if u.secure {
+		return "https://" + u.addr + "/mcp"
+	}
+	return "http://" + u.addr + "/mcp"
+}
 
 // serve notes a request and lets the handler answer it.
 func (u *upstream) serve(w http.ResponseWriter, r *http.Request) {
-	c, _ := r.Context().Value(tapKey{}).(*tap)
+	c, ok := r.Context().Value(tapKey{}).(*tap)
+	if !ok {
+		c = &tap{got: headOf(r)}
+	}
 	body := &countingBody{ReadCloser: r.Body}
 	r.Body = body
 	u.mu.Lock()
@@ -158,8 +176,21 @@ func (u *upstream) serve(w http.ResponseWriter, r *http.Request) {
 	if i < len(u.arrivals) {
 		u.arrivals[i].Body = body.n
 	}
+	if u.secure {
+		u.inside.Write(c.got)
+		_ = r.Trailer.Write(&u.inside)
+	}
 	u.mu.Unlock()
 	c.next()
+}
+
+// headOf writes the head of a request anew, where it did not come as text.
+func headOf(r *http.Request) []byte {
+	var b bytes.Buffer
+	_, _ = fmt.Fprintf(&b, "%s %s %s\r\nHost: %s\r\n", r.Method, r.RequestURI, r.Proto, r.Host)
+	_ = r.Header.Write(&b)
+	b.WriteString("\r\n")
+	return b.Bytes()
 }
 
 type countingBody struct {
@@ -210,7 +241,7 @@ func (u *upstream) total() int {
 func (u *upstream) raw() []byte {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	var out []byte
+	out := slices.Clone(u.inside.Bytes())
 	for _, c := range u.taps {
 		out = append(out, c.all()...)
 		out = append(out, '\n')
