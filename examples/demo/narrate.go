@@ -46,10 +46,13 @@ func (n *narrator) line(s string) {
 
 func (n *narrator) heading(s string) { n.line("\n" + n.paint(bold, s)) }
 
-// yes, no and skip tell how something went and how long that took.
+// yes tells what went well, and how long it took.
 func (n *narrator) yes(what string, took time.Duration) { n.result(n.paint(green, "✓"), what, took) }
-func (n *narrator) no(what string, took time.Duration)  { n.result(n.paint(red, "✗"), what, took) }
 
+// no tells what did not.
+func (n *narrator) no(what string, took time.Duration) { n.result(n.paint(red, "✗"), what, took) }
+
+// skip tells what was left out.
 func (n *narrator) skip(what string) { n.line("- " + what) }
 
 // width is where the timings stand.

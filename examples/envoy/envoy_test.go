@@ -182,22 +182,22 @@ func TestRealEnvoyWithThePieces(t *testing.T) {
 	tools, shop := upstream(t), upstream(t)
 	after := parse(t, read(t, "after.yaml"))
 	base := run(t, binary, after, tools, shop)
-	if got := ask(t, base+"/tools/mcp"); got.StatusCode != http.StatusForbidden && got.StatusCode < 500 {
-		t.Errorf("undecided call: want 403 or 5xx, got %d", got.StatusCode)
+	if got, _ := ask(t, base+"/tools/mcp"); got != http.StatusForbidden && got < 500 {
+		t.Errorf("undecided call: want 403 or 5xx, got %d", got)
 	}
 	if n := tools.calls.Load(); n != 0 {
 		t.Errorf("%d undecided calls arrived", n)
 	}
-	if got := ask(t, base+"/shop/x"); got.StatusCode != http.StatusUnauthorized || got.Header.Get("WWW-Authenticate") == "" {
-		t.Errorf("another server's 401: want it as it is, got %d %v", got.StatusCode, got.Header)
+	if got, header := ask(t, base+"/shop/x"); got != http.StatusUnauthorized || header.Get("WWW-Authenticate") == "" {
+		t.Errorf("another server's 401: want it as it is, got %d %v", got, header)
 	}
 
 	// Without the filters, calls come to the server that refuses them.
 	cluster := byName(t, get(t, after, "static_resources", "clusters"), "mcp_tools")
 	drop(cluster, "typed_extension_protocol_options")
-	got := ask(t, run(t, binary, after, tools, shop)+"/tools/mcp")
-	if got.StatusCode != http.StatusBadGateway || got.Header.Get(envoy.ReasonHeader) != "upstream_rejected" || got.Header.Get("WWW-Authenticate") != "" {
-		t.Errorf("the MCP server's 401: want a 502 without its challenge, got %d %v", got.StatusCode, got.Header)
+	got, header := ask(t, run(t, binary, after, tools, shop)+"/tools/mcp")
+	if got != http.StatusBadGateway || header.Get(envoy.ReasonHeader) != "upstream_rejected" || header.Get("WWW-Authenticate") != "" {
+		t.Errorf("the MCP server's 401: want a 502 without its challenge, got %d %v", got, header)
 	}
 	if n := tools.calls.Load(); n != 2 {
 		t.Errorf("want a second attempt after the 401, got %d calls", n)
@@ -269,7 +269,8 @@ func place(t *testing.T, n *yaml.Node, address string) {
 	get(t, n, "address", "socket_address", "port_value").Value = port
 }
 
-func ask(t *testing.T, url string) *http.Response {
+// ask makes a call with a credential of the caller's own.
+func ask(t *testing.T, url string) (status int, header http.Header) {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, url, strings.NewReader("{}"))
 	if err != nil {
@@ -281,7 +282,7 @@ func ask(t *testing.T, url string) *http.Response {
 		t.Fatal(err)
 	}
 	_ = resp.Body.Close()
-	return resp
+	return resp.StatusCode, resp.Header
 }
 
 func drop(n *yaml.Node, key string) {

@@ -29,7 +29,7 @@ const (
 
 // The environment variables with the secrets of the demo.
 const (
-	ClientSecret = "MCP_OAUTH2_CLIENT_SECRET" // of the OAuth client
+	ClientSecret = "MCP_OAUTH2_CLIENT_SECRET" //nolint:gosec // the name of a variable: the OAuth client's secret
 	MasterKey    = "LITELLM_MASTER_KEY"       // LiteLLM's own, of those who call it
 	CallerKey    = "MCP_AUTH_KEY_LITELLM"     // by which Envoy knows LiteLLM
 	CallerSum    = "MCP_AUTH_KEY_SHA256"      // the SHA-256 of it, in hex
