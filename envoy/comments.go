@@ -68,6 +68,7 @@ func clusterComments() []comment {
 		{"http2_protocol_options.connection_keepalive", "A connection that died silently is noticed."},
 		{"common_tls_context.validation_context", "By itself, Envoy verifies neither the chain nor the name."},
 		{"HttpProtocolOptions.common_http_protocol_options", "Common servers close an idle connection after 5 s. A call written into a closing\nconnection fails, and a POST cannot simply be sent again: so we close first."},
+		{"mutations.request_trailers_mutations", "Nobody is asked about trailers, so none goes on."},
 		{"HttpProtocolOptions.http_filters", "The order matters: take the mark off (a second attempt carries the first one's),\nask envoy-mcp-auth, which sets it, and let the guard demand it."},
 		{"layered_runtime", "Envoy refuses regular expressions over size 100; mutation_rules may be longer."},
 		{"overload_manager", "Without a limit, connections take memory until there is none. Raise it with care."},

@@ -29,13 +29,27 @@ func upstreamFilters(p *packed, t target, set *policy.Set) ([]*hcmv3.HttpFilter,
 	if strings.ContainsAny(t.Name, "\"\\\r\n]") {
 		return nil, fmt.Errorf("name %q cannot be written into the guard", t.Name)
 	}
-	unmark := &headerv3.HeaderMutation{Mutations: &headerv3.Mutations{RequestMutations: []*mutationv3.HeaderMutation{removeHeader(GuardHeader)}}}
+	unmark := &headerv3.HeaderMutation{Mutations: &headerv3.Mutations{
+		RequestMutations:         []*mutationv3.HeaderMutation{removeHeader(GuardHeader)},
+		RequestTrailersMutations: []*mutationv3.HeaderMutation{removeAll()},
+	}}
 	return []*hcmv3.HttpFilter{
 		httpFilter(filterHeaderMutation, p.any(unmark)),
 		httpFilter(filterExtProc, p.any(processor(t, set))),
 		httpFilter(filterGuard, p.any(&luav3.Lua{DefaultSourceCode: inlineString(guardCode(t.Name))})),
 		httpFilter(filterUpstreamCodec, p.any(&codecv3.UpstreamCodec{})),
 	}, nil
+}
+
+// removeAll takes every trailer of a request off. The server is not asked about
+// them, no MCP client sends any, and over HTTP/2 a caller's own authorization
+// would reach the upstream in one.
+func removeAll() *mutationv3.HeaderMutation {
+	return &mutationv3.HeaderMutation{Action: &mutationv3.HeaderMutation_RemoveOnMatch_{
+		RemoveOnMatch: &mutationv3.HeaderMutation_RemoveOnMatch{KeyMatcher: &matcherv3.StringMatcher{
+			MatchPattern: &matcherv3.StringMatcher_SafeRegex{SafeRegex: &matcherv3.RegexMatcher{Regex: ".*"}},
+		}},
+	}}
 }
 
 // processor is the ext_proc filter: one message per attempt, and a refusal
