@@ -29,5 +29,5 @@ func settleMemory(env func(string) (string, bool)) {
 
 // gcPercent is the growth, in percent of live bytes, before the next collection.
 func gcPercent(live uint64) int {
-	return int(min(max(100*gcRoom/max(live, 1), gcDefault), gcMost)) //nolint:gosec // between 100 and 400
+	return int(min(max(100*gcRoom/max(live, 1), gcDefault), gcMost))
 }
