@@ -1,0 +1,231 @@
+package e2e_test
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+)
+
+// guarded answers 401 to tokens that the authorization server revoked.
+func (r *rig) guarded(next http.HandlerFunc) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		token := strings.TrimPrefix(req.Header.Get("Authorization"), "Bearer ")
+		if r.issuer.Revoked(claim(token, "jti")) {
+			_, _ = io.Copy(io.Discard, req.Body)
+			w.Header().Set("Www-Authenticate", `Bearer error="invalid_token"`)
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		next(w, req)
+	})
+}
+
+// length answers how long the body was, as JSON or as an event stream.
+func length(w http.ResponseWriter, req *http.Request) {
+	b, _ := io.ReadAll(req.Body)
+	if req.Header.Get("X-Want") != "sse" {
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = fmt.Fprintf(w, `{"length":%d}`, len(b))
+		return
+	}
+	w.Header().Set("Content-Type", "text/event-stream")
+	for i := range 3 {
+		_, _ = fmt.Fprintf(w, "data: {\"length\":%d,\"n\":%d}\n\n", len(b), i)
+		_ = http.NewResponseController(w).Flush()
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// TestO4_RevokedTokenHealsInTheCall: nobody sees the 401 of a token that was
+// revoked a moment ago.
+func TestO4_RevokedTokenHealsInTheCall(t *testing.T) {
+	// An upstream gets three new tokens at once, then one each 5 s: so each case
+	// has an upstream of its own, and with it a token of its own.
+	text, n := standard, 0
+	name := func(i int) string { return fmt.Sprintf("heal%d", i) }
+	for i := range 16 {
+		text += "  " + name(i) + `: {url: {{.URL "` + name(i) + `"}}, cookies: {allow: [session_id]},` +
+			` credential: {oauth2: {token_url: {{.TokenURL}}, client_id: alpha-client, client_secret: "${ALPHA_SECRET}"}}}` + "\n"
+	}
+	r := start(t, text)
+	for proto, client := range map[string]*http.Client{"h1": nil, "h2": h2c()} {
+		for _, size := range []int{0, 200, 100 << 10, 900 << 10} {
+			for _, kind := range []string{"json", "sse"} {
+				up := r.up(name(n))
+				n++
+				t.Run(fmt.Sprintf("%s, %d bytes, %s", proto, size, kind), func(t *testing.T) {
+					r.heals(t, up, client, size, kind)
+				})
+			}
+		}
+	}
+}
+
+func (r *rig) heals(t *testing.T, up *upstream, client *http.Client, size int, kind string) {
+	t.Helper()
+	up.answer(r.guarded(length))
+	r.issuer.Revoke()
+	before := r.issuer.Requests()
+	got := r.do(t.Context(), client, http.MethodPost, r.url+"/"+up.name+"/mcp", strings.NewReader(strings.Repeat("x", size)),
+		append(own(kind), "X-Want", kind))
+	if got.status != http.StatusOK || !strings.Contains(got.body, fmt.Sprintf(`"length":%d`, size)) {
+		t.Errorf("got %v", got)
+	}
+	if kind == "sse" && strings.Count(got.body, "data: ") != 3 {
+		t.Errorf("want three events, got %q", got.body)
+	}
+	came := up.take()
+	if len(came) != 2 || came[1].Header.Get("Cookie") != "session_id=s-1" {
+		t.Errorf("want two attempts, the second with the cookie, got %d", len(came))
+	}
+	if n := r.issuer.Requests() - before; n != 1 {
+		t.Errorf("want one token request, got %d", n)
+	}
+}
+
+// TestO4_LargeBody: a body over the retry buffer cannot be sent again. The call
+// fails with a reason, and so does each one like it, until a smaller call healed
+// the token: nobody but a second attempt tells the program of the 401.
+func TestO4_LargeBody(t *testing.T) {
+	r := start(t, standard)
+	r.up("alpha").answer(r.guarded(length))
+	large := strings.Repeat("x", 2<<20)
+	if got := r.post("/alpha/mcp", large); got.status != http.StatusOK {
+		t.Fatalf("with a good token: got %v", got)
+	}
+	r.issuer.Revoke()
+	for range 2 {
+		got := r.post("/alpha/mcp", large, own("")...)
+		got.refused(t, http.StatusBadGateway, "upstream_rejected")
+		if got.header.Get("Www-Authenticate") != "" {
+			t.Error("the upstream's challenge reached the caller")
+		}
+	}
+	if got := r.post("/alpha/mcp", "{}"); got.status != http.StatusOK {
+		t.Errorf("a small call: got %v", got)
+	}
+	if got := r.post("/alpha/mcp", large); got.status != http.StatusOK {
+		t.Errorf("a large call after it: got %v", got)
+	}
+}
+
+// TestO4_EarlyAnswer: an upstream that refuses before it read the body.
+func TestO4_EarlyAnswer(t *testing.T) {
+	r := start(t, standard)
+	r.up("alpha").answerFunc(func(w http.ResponseWriter, req *http.Request) {
+		token := strings.TrimPrefix(req.Header.Get("Authorization"), "Bearer ")
+		if r.issuer.Revoked(claim(token, "jti")) {
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		length(w, req)
+	})
+	for _, size := range []int{200, 200 << 10} {
+		r.issuer.Revoke()
+		if got := r.post("/alpha/mcp", strings.Repeat("x", size)); got.status != http.StatusOK || !strings.Contains(got.body, fmt.Sprint(size)) {
+			t.Errorf("%d bytes: got %v", size, got)
+		}
+	}
+}
+
+// TestO4_Herd: many calls on a revoked token make one token request, and none
+// of them fails.
+func TestO4_Herd(t *testing.T) {
+	r := start(t, standard)
+	r.up("alpha").answer(r.guarded(length))
+	before := r.issuer.RequestsBy("alpha-client")
+	r.issuer.Revoke()
+	for i, got := range r.parallel(100, "/alpha/mcp", func() {}) {
+		if got.status != http.StatusOK {
+			t.Fatalf("call %d: got %v", i, got)
+		}
+	}
+	if n := r.issuer.RequestsBy("alpha-client") - before; n != 1 {
+		t.Errorf("want one token request, got %d", n)
+	}
+}
+
+// TestO5_UpstreamRefusesEverything: an upstream that answers 401 to every token
+// cannot make us flood the authorization server.
+func TestO5_UpstreamRefusesEverything(t *testing.T) {
+	r := start(t, standard)
+	r.up("alpha").answerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Www-Authenticate", "Bearer")
+		w.WriteHeader(http.StatusUnauthorized)
+	})
+	before := r.issuer.RequestsBy("alpha-client")
+	begin := time.Now()
+	for range 20 {
+		got := r.post("/alpha/mcp", "{}", own("")...)
+		got.refused(t, http.StatusBadGateway, "upstream_rejected")
+		if got.header.Get("Www-Authenticate") != "" {
+			t.Error("the upstream's challenge reached the caller")
+		}
+	}
+	for _, got := range r.parallel(50, "/alpha/mcp", func() {}) {
+		if got.status != http.StatusBadGateway {
+			t.Errorf("got %v", got)
+		}
+	}
+	allowed := 3 + int(time.Since(begin)/(5*time.Second)) + 1
+	if n := r.issuer.RequestsBy("alpha-client") - before; n > allowed {
+		t.Errorf("want at most %d token requests, got %d", allowed, n)
+	}
+	if n := r.up("alpha").total(); n > 140 {
+		t.Errorf("want at most two attempts a call, got %d in 70 calls", n)
+	}
+	// The other upstreams do not notice.
+	if got := r.post("/beta/mcp", "{}"); got.status != http.StatusOK {
+		t.Errorf("beta: got %v", got)
+	}
+}
+
+// TestO4_OtherStatuses: nothing but a 401 is sent again, and an upstream without
+// a credential keeps its own.
+func TestO4_OtherStatuses(t *testing.T) {
+	r := start(t, standard)
+	before := r.issuer.Requests()
+	for _, status := range []int{400, 403, 404, 409, 429, 500, 502, 503, 504} {
+		r.up("alpha").answerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(status) })
+		r.up("alpha").take()
+		if got := r.post("/alpha/mcp", "{}"); got.status != status || len(r.up("alpha").take()) != 1 {
+			t.Errorf("%d: want it to pass after one attempt, got %v", status, got)
+		}
+	}
+	if n := r.issuer.Requests() - before; n != 0 {
+		t.Errorf("want no token request, got %d", n)
+	}
+	r.up("open").answerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Www-Authenticate", `Bearer realm="open"`)
+		w.WriteHeader(http.StatusUnauthorized)
+	})
+	got := r.post("/open/mcp", "{}")
+	if got.status != http.StatusUnauthorized || got.header.Get("Www-Authenticate") == "" || len(r.up("open").take()) != 1 {
+		t.Errorf("open: want its own 401 and challenge after one attempt, got %v", got)
+	}
+}
+
+// TestL5_Redirects: Envoy follows no redirect of an upstream with our token.
+func TestL5_Redirects(t *testing.T) {
+	r := start(t, standard)
+	for _, status := range []int{301, 302, 303, 307, 308} {
+		r.up("alpha").answerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Location", r.up("beta").url())
+			w.WriteHeader(status)
+		})
+		client := &http.Client{
+			Transport:     &http.Transport{DisableKeepAlives: true},
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		}
+		if got := r.do(context.Background(), client, http.MethodPost, r.url+"/alpha/mcp", strings.NewReader("{}"), nil); got.status != status {
+			t.Errorf("%d: got %v", status, got)
+		}
+	}
+	if n := r.up("beta").total(); n != 0 {
+		t.Errorf("want nothing at the other upstream, got %d requests", n)
+	}
+}
