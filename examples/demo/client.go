@@ -22,15 +22,20 @@ const cookies = "session_id=made-up; tracking=made-up"
 
 // caller is an agent: an MCP client that knows one place for all servers.
 type caller struct {
-	base   string
-	header http.Header
+	base       string
+	viaLiteLLM bool
+	header     http.Header
 }
 
-// newCaller goes through LiteLLM, or straight to Envoy with LiteLLM's key.
+// newCaller goes through LiteLLM, or straight to Envoy with the key by which
+// Envoy knows LiteLLM. It has a LiteLLM key either way.
 func (d *demo) newCaller() caller {
-	c := caller{base: d.layout.Envoy, header: http.Header{"Cookie": {cookies}, "X-Mcp-Auth-Key": {d.secrets[parts.CallerKey]}}}
-	if d.litellm {
-		c = caller{base: d.layout.LiteLLM, header: http.Header{"Cookie": {cookies}, "X-Litellm-Api-Key": {"Bearer " + d.secrets[parts.MasterKey]}}}
+	c := caller{base: d.layout.LiteLLM, viaLiteLLM: true, header: http.Header{
+		"Cookie": {cookies}, "X-Litellm-Api-Key": {"Bearer " + d.secrets[parts.MasterKey]},
+	}}
+	if !d.litellm {
+		c.base, c.viaLiteLLM = d.layout.Envoy, false
+		c.header.Set("X-Mcp-Auth-Key", d.secrets[parts.CallerKey])
 	}
 	return c
 }
@@ -86,7 +91,7 @@ func (c caller) tools(ctx context.Context, server string) (names []string, err e
 // call calls a tool and decodes its answer.
 func (c caller) call(ctx context.Context, server, tool string, args map[string]any, answer any) error {
 	return c.use(ctx, server, func(s *mcp.ClientSession) error {
-		if _, viaLiteLLM := c.header["X-Litellm-Api-Key"]; viaLiteLLM {
+		if c.viaLiteLLM {
 			tool = server + "-" + tool
 		}
 		res, err := s.CallTool(ctx, &mcp.CallToolParams{Name: tool, Arguments: args})

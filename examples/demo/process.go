@@ -23,8 +23,9 @@ type process struct {
 	part parts.Part
 	log  string
 
-	cmd  *exec.Cmd
-	done chan struct{} // closed when it ended
+	cmd    *exec.Cmd
+	done   chan struct{} // closed when it ended
+	killed bool          // by us, on purpose
 }
 
 // launch starts a part in a process group of its own, so that Ctrl-C reaches the
@@ -50,7 +51,7 @@ func launch(part parts.Part, program, dir, log string, secrets map[string]string
 	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {
-		return nil, fmt.Errorf("starting the %s: %w", part.Title, err)
+		return nil, fmt.Errorf("starting %s: %w", part.Title, err)
 	}
 	p := &process{part: part, log: log, cmd: cmd, done: make(chan struct{})}
 	go func() {
@@ -73,12 +74,12 @@ func (p *process) waitReady(ctx context.Context, patience time.Duration) error {
 		}
 		select {
 		case <-p.done:
-			return fmt.Errorf("the %s ended before it was ready; the end of %s:\n%s", p.part.Title, p.log, p.tail())
+			return fmt.Errorf("%s ended before it was ready; the end of %s:\n%s", p.part.Title, p.log, p.tail())
 		case <-ctx.Done():
 			if errors.Is(ctx.Err(), context.Canceled) {
 				return ctx.Err()
 			}
-			return fmt.Errorf("the %s is not ready after %s (%s: want status %d, got %d); the end of %s:\n%s",
+			return fmt.Errorf("%s is not ready after %s (%s: want status %d, got %d); the end of %s:\n%s",
 				p.part.Title, patience, p.part.Ready, p.part.ReadyStatus, got, p.log, p.tail())
 		case <-tick.C:
 		}
@@ -131,6 +132,7 @@ func (p *process) stop() {
 
 // kill ends it as a crash would.
 func (p *process) kill() {
+	p.killed = true
 	_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL)
 	<-p.done
 }
@@ -151,6 +153,6 @@ func free(ctx context.Context, p parts.Part) error {
 		return l.Close()
 	}
 	_, port, _ := net.SplitHostPort(p.Address)
-	return fmt.Errorf("port %s, for the %s, is taken (%w): stop what listens there (lsof -i :%s), or move all ports with PORT_OFFSET=100",
+	return fmt.Errorf("port %s (%s) is taken (%w): stop what listens there (lsof -i :%s), or move all ports with PORT_OFFSET=100",
 		port, p.Title, err, port)
 }

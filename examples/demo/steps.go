@@ -61,7 +61,10 @@ func (d *demo) walk(ctx context.Context) int {
 			failed++
 			d.no(title, time.Since(begin))
 			d.detail(err.Error())
-			d.casualties()
+			if d.casualties() > 0 {
+				d.skip("the rest was not tried")
+				return failed
+			}
 			continue
 		}
 		d.yes(title, time.Since(begin))
@@ -70,13 +73,16 @@ func (d *demo) walk(ctx context.Context) int {
 	return failed
 }
 
-// casualties names what is not running any more: often the reason of it all.
-func (d *demo) casualties() {
+// casualties names the parts that ended by themselves: often the reason of it all.
+func (d *demo) casualties() int {
+	n := 0
 	for _, name := range d.order {
-		if p := d.running[name]; p.ended() {
-			d.detail(fmt.Sprintf("the %s is not running any more: see %s", p.part.Title, d.relative(p.log)))
+		if p := d.running[name]; p.ended() && !p.killed {
+			n++
+			d.detail(fmt.Sprintf("%s is not running any more; the end of %s:\n%s", p.part.Title, d.relative(p.log), p.tail()))
 		}
 	}
+	return n
 }
 
 func (d *demo) bareCall(ctx context.Context) (string, error) {
@@ -152,7 +158,7 @@ func (d *demo) nothingElse(ctx context.Context) (string, error) {
 			return "", fmt.Errorf("the header %s arrived", name)
 		}
 	}
-	return "headers that arrived: " + strings.Join(who.Headers, " "), nil
+	return "arrived (authorization is the service token): " + strings.Join(who.Headers, " "), nil
 }
 
 func (d *demo) openCall(ctx context.Context) (string, error) {
@@ -250,6 +256,8 @@ func (d *demo) killed(ctx context.Context) (string, error) {
 // backAgain starts it again and calls until that works.
 func (d *demo) backAgain(ctx context.Context) (string, error) {
 	begin := time.Now()
+	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
+	defer cancel()
 	if err := d.restart(ctx, "envoy-mcp-auth"); err != nil {
 		return "", err
 	}
