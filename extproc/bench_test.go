@@ -54,7 +54,9 @@ func BenchmarkProcess(b *testing.B) {
 }
 
 // TestProcessAllocations keeps a call with a cached token to what the reply's
-// own buffer and the initial metadata cost.
+// own buffer and the initial metadata cost: 4 allocations, and some more under
+// the race detector, which drops pooled memory at random. The generated types
+// would cost some 75.
 func TestProcessAllocations(t *testing.T) {
 	r := newRig(t)
 	r.cfg.Observe = nil
@@ -63,7 +65,7 @@ func TestProcessAllocations(t *testing.T) {
 		if err := r.Process(s); err != nil {
 			t.Fatal(err)
 		}
-	}); n > 6 {
-		t.Errorf("a call allocates %v times, want at most 6", n)
+	}); n > 12 {
+		t.Errorf("a call allocates %v times, want at most 12", n)
 	}
 }

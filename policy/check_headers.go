@@ -32,9 +32,9 @@ func (c *checker) headers(path string, spec *HeadersSpec) {
 	})
 	c.each(path+".pass", spec.Pass, func(path, name string) {
 		switch name {
-		case "authorization", "x-api-key", "proxy-authorization":
+		case "authorization", "proxy-authorization", "x-api-key", "api-key", "x-goog-api-key", "ocp-apim-subscription-key":
 		default:
-			c.fault(path, "want authorization, x-api-key or proxy-authorization, got %s; other headers go on without pass", c.gotUpTo(path, ":= "))
+			c.fault(path, "want authorization, proxy-authorization, x-api-key, api-key, x-goog-api-key or ocp-apim-subscription-key, got %s; other headers go on without pass", c.gotUpTo(path, ":= "))
 		}
 	})
 }

@@ -356,7 +356,7 @@ func FuzzCookieFilter(f *testing.F) {
 		// separators in it.
 		for _, name := range spec.Allow {
 			if name == "" || strings.ContainsAny(name, " \t;=") || strings.ContainsFunc(name, func(r rune) bool { return r < ' ' || r == 0x7f }) {
-				t.Skip()
+				return
 			}
 		}
 		naive.check(t, spec, strings.Split(in, "\n"))

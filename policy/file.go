@@ -187,7 +187,7 @@ type HeadersSpec struct {
 	Remove []string `yaml:"remove"`
 	// Allow lists the only headers that go on besides those HTTP and MCP need. A trailing `*` matches any rest.
 	Allow []string `yaml:"allow"`
-	// Pass lets the caller's own secret headers go on. Only with `credential: none`, and only `authorization`, `x-api-key` and `proxy-authorization`.
+	// Pass lets the caller's own secret headers go on. Only with `credential: none`, and only `authorization`, `proxy-authorization`, `x-api-key`, `api-key`, `x-goog-api-key` and `ocp-apim-subscription-key`.
 	Pass []string `yaml:"pass"`
 }
 

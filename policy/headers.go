@@ -69,11 +69,15 @@ func NewHeaderRule(spec HeadersSpec, credential Credential) HeaderRule {
 }
 
 // secretHeaders are the headers of the caller's own secrets, and cookie2, whose
-// only use was to switch a server's cookie parser. Those that a pattern denies
-// are in denied.
-func secretHeaders() [7]string {
+// only use was to switch a server's cookie parser. LiteLLM takes a key of its own
+// in any of authorization, api-key, x-api-key, x-goog-api-key,
+// ocp-apim-subscription-key and x-litellm-api-key; x-litellm-key is what its
+// documentation calls a header of one's choice. Those that a pattern denies are
+// in denied.
+func secretHeaders() [11]string {
 	return [...]string{
-		"authorization", "proxy-authorization", "x-litellm-api-key", "x-api-key",
+		"authorization", "proxy-authorization", "x-litellm-api-key", "x-litellm-key",
+		"x-api-key", "api-key", "x-goog-api-key", "ocp-apim-subscription-key",
 		"x-mcp-auth", keyHeader, "cookie2",
 	}
 }
@@ -138,7 +142,10 @@ func (u *Upstream) Mutable() (names, prefixes []string, all bool) {
 }
 
 func (h *HeaderRule) prefixes() []string {
-	out := []string{"proxy_", "x-api_", "x-litellm-api_", "x-litellm_", "x-mcp", "x_"}
+	out := []string{
+		"api_", "ocp-apim-subscription_", "ocp-apim_", "ocp_", "proxy_",
+		"x-api_", "x-goog-api_", "x-goog_", "x-litellm-api_", "x-litellm_", "x-mcp", "x_",
+	}
 	for _, prefix := range h.remove {
 		if prefix != "" {
 			out = append(out, prefix)
@@ -178,11 +185,12 @@ func (h *HeaderRule) ours(name string) bool {
 }
 
 // denied reports whether the header may hold a secret of the caller, or is one of
-// the forms x-mcp-SERVER-HEADER by which a client overrides what LiteLLM sends.
+// the forms x-mcp-SERVER-HEADER by which a client overrides what LiteLLM sends:
+// HEADER may be any that holds a credential, and -key ends all that hold keys.
 func denied(name string) bool {
 	if hasPrefix(name, "x-mcp-", loose) {
 		return hasPrefix(name, "x-mcp-auth", loose) || hasSuffix(name, "-authorization") ||
-			hasSuffix(name, "-cookie") || hasSuffix(name, "-host")
+			hasSuffix(name, "-cookie") || hasSuffix(name, "-host") || hasSuffix(name, "-key")
 	}
 	for _, secret := range secretHeaders() {
 		if equal(name, secret, loose) {

@@ -9,7 +9,10 @@ import (
 )
 
 func TestAlways(t *testing.T) {
-	all := []string{"authorization", "proxy-authorization", "x-litellm-api-key", "x-api-key", "x-mcp-auth", "x-mcp-auth-key", "cookie2"}
+	all := []string{
+		"authorization", "proxy-authorization", "x-litellm-api-key", "x-litellm-key",
+		"x-api-key", "api-key", "x-goog-api-key", "ocp-apim-subscription-key", "x-mcp-auth", "x-mcp-auth-key", "cookie2",
+	}
 	without := func(names ...string) []string {
 		return slices.DeleteFunc(slices.Clone(all), func(n string) bool { return slices.Contains(names, n) })
 	}
@@ -93,14 +96,18 @@ func TestInspectedAndMutable(t *testing.T) {
 
 	names, prefixes, _ := u.Inspected()
 	wantNames := []string{"authorization", "cookie", "origin", "x-envoy-attempt-count", "x-mcp-auth-key", "x-request-id"}
-	wantPrefixes := []string{"proxy_", "x-api_", "x-litellm-api_", "x-litellm_", "x-mcp", "x-trace-", "x_"}
+	wantPrefixes := []string{
+		"api_", "ocp-apim-subscription_", "ocp-apim_", "ocp_", "proxy_", "x-api_", "x-goog-api_", "x-goog_",
+		"x-litellm-api_", "x-litellm_", "x-mcp", "x-trace-", "x_",
+	}
 	if diff := cmp.Diff([][]string{wantNames, wantPrefixes}, [][]string{names, prefixes}); diff != "" {
 		t.Errorf("Inspected, -want +got:\n%s", diff)
 	}
 
 	names, prefixes, _ = u.Mutable()
 	wantNames = []string{
-		"authorization", "cookie", "cookie2", "proxy-authorization", "x-api-key", "x-litellm-api-key",
+		"api-key", "authorization", "cookie", "cookie2", "ocp-apim-subscription-key", "proxy-authorization",
+		"x-api-key", "x-goog-api-key", "x-litellm-api-key", "x-litellm-key",
 		"x-mcp-auth", "x-mcp-auth-guard", "x-mcp-auth-key", "x-org", "x-tenant",
 	}
 	if diff := cmp.Diff([][]string{wantNames, wantPrefixes}, [][]string{names, prefixes}); diff != "" {

@@ -187,8 +187,8 @@ type naiveRule struct {
 
 func newNaiveRule() naiveRule {
 	return naiveRule{
-		secret: regexp.MustCompile(`^(authorization|proxy-authorization|x-litellm-api-key|x-api-key|cookie2|` +
-			`x-mcp-auth.*|x-mcp-(.*-)?(authorization|cookie|host))$`),
+		secret: regexp.MustCompile(`^(authorization|proxy-authorization|x-litellm-(api-)?key|(x-|x-goog-)?api-key|ocp-apim-subscription-key|cookie2|` +
+			`x-mcp-auth.*|x-mcp-(.*-)?(authorization|cookie|host|key))$`),
 		needed: regexp.MustCompile(`^(content-type|content-encoding|te|expect|accept|accept-encoding|accept-language|` +
 			`user-agent|cache-control|last-event-id|mcp-session-id|mcp-protocol-version|mcp-method|mcp-name|mcp-param-.*|` +
 			`origin|x-request-id|x-forwarded-proto|x-forwarded-for|traceparent|tracestate|connection|upgrade|keep-alive)$`),
@@ -284,6 +284,9 @@ func TestC2_EverySpellingOfASecretHeader(t *testing.T) {
 		"authorization", "proxy-authorization", "x-litellm-api-key", "x-api-key", "x-mcp-auth", "x-mcp-auth-key",
 		"x-mcp-auth-token", "x-mcp-authorization", "x-mcp-crm-authorization", "x-mcp-crm-cookie", "x-mcp-crm-host",
 		"x-mcp-a-b-cookie", "x-mcp--host", "cookie2",
+		// Whatever LiteLLM takes a key of its own in.
+		"api-key", "x-goog-api-key", "ocp-apim-subscription-key", "x-litellm-key",
+		"x-mcp-crm-x-litellm-api-key", "x-mcp-crm-api-key", "x-mcp-crm-ocp-apim-subscription-key",
 	} {
 		for _, spelling := range spellings(name) {
 			check.run(t, headers(spelling, "v"))
