@@ -58,13 +58,13 @@ type pairs []string
 // post sends one request by HTTP/1.1 on a connection of its own.
 func (r *rig) post(path, body string, headers ...string) reply {
 	r.t.Helper()
-	return r.do(r.t.Context(), nil, http.MethodPost, r.url+path, strings.NewReader(body), headers)
+	return r.do(r.t.Context(), nil, r.url+path, strings.NewReader(body), headers)
 }
 
-// do sends a request and remembers the answer for the scan.
-func (r *rig) do(ctx context.Context, client *http.Client, method, url string, body io.Reader, headers pairs) reply {
+// do sends a POST and remembers the answer for the scan.
+func (r *rig) do(ctx context.Context, client *http.Client, url string, body io.Reader, headers pairs) reply {
 	r.t.Helper()
-	out, err := r.try(ctx, client, method, url, body, headers)
+	out, err := r.try(ctx, client, url, body, headers)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -72,11 +72,11 @@ func (r *rig) do(ctx context.Context, client *http.Client, method, url string, b
 }
 
 // try is do for goroutines that are not the test's.
-func (r *rig) try(ctx context.Context, client *http.Client, method, url string, body io.Reader, headers pairs) (reply, error) {
+func (r *rig) try(ctx context.Context, client *http.Client, url string, body io.Reader, headers pairs) (reply, error) {
 	if client == nil {
 		client = &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
 	}
-	req, err := http.NewRequestWithContext(ctx, method, url, body)
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, body)
 	if err != nil {
 		return reply{}, err
 	}
@@ -88,11 +88,11 @@ func (r *rig) try(ctx context.Context, client *http.Client, method, url string, 
 	if err != nil {
 		return reply{}, err
 	}
+	defer func() { _ = resp.Body.Close() }()
 	return r.read(resp, start)
 }
 
 func (r *rig) read(resp *http.Response, start time.Time) (reply, error) {
-	defer func() { _ = resp.Body.Close() }()
 	b, err := io.ReadAll(resp.Body)
 	out := reply{status: resp.StatusCode, header: resp.Header, body: string(b), took: time.Since(start)}
 	r.heard(out)
@@ -126,6 +126,7 @@ func (r *rig) h1(raw string) reply {
 	if err != nil {
 		return reply{body: err.Error()}
 	}
+	defer func() { _ = resp.Body.Close() }()
 	out, _ := r.read(resp, start) // a connection that is cut is an answer too
 	return out
 }

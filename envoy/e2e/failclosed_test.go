@@ -32,6 +32,7 @@ func spoof(upstream string) []string {
 // TestE1_CleanClose: a stream that ends without an error before a reply never
 // lets a request through, whichever way it came to its end.
 func TestE1_CleanClose(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	r, s := startScripted(t, nil)
 	ways := map[string]act{
 		"nil before the message":   func(stream) error { return nil },
@@ -144,7 +145,7 @@ func TestE2_Processes(t *testing.T) {
 		var wg sync.WaitGroup
 		for range 8 {
 			wg.Go(func() {
-				got, err := r.try(t.Context(), nil, http.MethodPost, r.url+"/alpha/mcp", strings.NewReader("{}"), own(""))
+				got, err := r.try(t.Context(), nil, r.url+"/alpha/mcp", strings.NewReader("{}"), own(""))
 				if err != nil || got.status < 500 && got.status != http.StatusForbidden {
 					t.Errorf("%s: want a refusal, got %v, %v", mode, got, err)
 				}
@@ -199,7 +200,7 @@ func (r *rig) under(d time.Duration, f func()) *outcomes {
 	go func() {
 		defer close(done)
 		load(ctx, 200, func() {
-			o.add(r.try(context.WithoutCancel(ctx), client, http.MethodPost, r.url+"/alpha/mcp", strings.NewReader("{}"), own("load")))
+			o.add(r.try(context.WithoutCancel(ctx), client, r.url+"/alpha/mcp", strings.NewReader("{}"), own("load")))
 		})
 	}()
 	f()
@@ -236,7 +237,7 @@ func TestE3_Stopped(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 4 {
 		wg.Go(func() {
-			got, err := r.try(t.Context(), nil, http.MethodPost, r.url+"/alpha/mcp", strings.NewReader("{}"), own(""))
+			got, err := r.try(t.Context(), nil, r.url+"/alpha/mcp", strings.NewReader("{}"), own(""))
 			if err != nil || got.status < 500 || got.took > 4*time.Second {
 				t.Errorf("want 5xx after 2 s, got %v after %s, %v", got, got.took, err)
 			}
@@ -252,6 +253,7 @@ func TestE3_Stopped(t *testing.T) {
 
 // TestE3_Slow: an answer after 150 ms or 1 s is an answer.
 func TestE3_Slow(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	r, s := startScripted(t, nil)
 	r.leaky = true // as above
 	for _, d := range []time.Duration{150 * time.Millisecond, 300 * time.Millisecond, time.Second} {
@@ -393,6 +395,7 @@ func TestE6_BadMutations(t *testing.T) {
 // TestE6_OwnRefusal: a key file that gets a control character makes our own
 // refusal, before Envoy ever sees the value.
 func TestE6_OwnRefusal(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	r := start(t, standard)
 	if got := r.post("/fixed/mcp", "{}"); got.status != http.StatusOK {
 		t.Fatalf("got %v", got)
@@ -434,6 +437,7 @@ func TestE7_ForbiddenMutations(t *testing.T) {
 // this package would see it: with it and without the guard, everything of the
 // caller goes on. The checker names it; the guard alone still holds.
 func TestE8_FailureModeAllow(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	open := func(b []byte) []byte {
 		return []byte(strings.ReplaceAll(string(b), "failure_mode_allow: false", "failure_mode_allow: true"))
 	}

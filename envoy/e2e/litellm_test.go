@@ -69,7 +69,7 @@ func TestLiteLLM(t *testing.T) {
 		}
 	})
 	t.Run("list and call", func(t *testing.T) { r.throughLiteLLM(t, l) })
-	for _, h := range []string{"host", "authorization", "cookie", "x-api-key", "x-mcp-auth-guard", "x-envoy-attempt-count", "mcp-upstream"} {
+	for _, h := range []string{"host", "authorization", "cookie", "x-api-key", "x-mcp-auth-guard", "x-envoy-attempt-count", "mcp-upstream", "x-tenant"} {
 		t.Run("x-mcp-alpha-"+h+" gains nothing", func(t *testing.T) { r.overLiteLLM(t, l, h) })
 	}
 	t.Run("its log tells why", func(t *testing.T) {
@@ -133,24 +133,29 @@ func (r *rig) overLiteLLM(t *testing.T, l *reallitellm.LiteLLM, header string) {
 	t.Helper()
 	value := map[string]string{
 		"host": "beta", "authorization": "Bearer " + canary, "cookie": "tracking=" + canary + "; session_id=s-2",
-		"x-envoy-attempt-count": "2", "mcp-upstream": "beta", "x-mcp-auth-guard": "alpha",
+		"x-envoy-attempt-count": "2", "mcp-upstream": "beta", "x-tenant": "acme", "x-mcp-auth-guard": "alpha",
 	}[header]
 	if value == "" {
 		value = canary
 	}
 	before := r.up("beta").total()
 	r.up("alpha").take()
-	_, err := use(t.Context(), l, "alpha", pairs{"x-mcp-alpha-" + header, value})
-	for _, a := range r.up("alpha").take() {
+	if _, err := use(t.Context(), l, "alpha", pairs{"x-mcp-alpha-" + header, value}); err != nil {
+		t.Errorf("want the call to work as without it, got %v", err)
+	}
+	came := r.up("alpha").take()
+	for _, a := range came {
 		auth := a.lines("authorization")
 		if len(auth) != 1 || audience(strings.TrimPrefix(auth[0], "Bearer ")) != r.up("alpha").url() || a.Host != r.up("alpha").addr {
 			t.Errorf("want the service's token and the upstream's own host, got %d lines and %q", len(auth), a.Host)
 		}
 	}
+	if header == "x-tenant" && len(came[len(came)-1].lines("x-tenant")) != 1 {
+		t.Error("want LiteLLM to add the header, or the other cases show nothing")
+	}
 	if n := r.up("beta").total() - before; n != 0 {
 		t.Errorf("want nothing at another upstream, got %d requests", n)
 	}
-	t.Logf("the call: %v", err)
 }
 
 // use lists the tools of a server and calls whoami through LiteLLM's gateway.

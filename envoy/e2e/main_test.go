@@ -36,7 +36,7 @@ type product struct {
 func (p *product) path(t *testing.T) string {
 	t.Helper()
 	p.once.Do(func() {
-		if p.dir, p.err = os.MkdirTemp("", "e2e-bin"); p.err != nil {
+		if p.dir, p.err = os.MkdirTemp("", "e2e-bin"); p.err != nil { //nolint:usetesting // it outlives the first test
 			return
 		}
 		cmd := exec.CommandContext(context.Background(), "go", "build", raceFlag, "-o", p.file(), "../../cmd/envoy-mcp-auth")

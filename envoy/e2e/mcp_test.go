@@ -258,7 +258,7 @@ func (r *rig) parallel(n int, path string, between func()) []reply {
 	for i := range results {
 		wg.Go(func() {
 			var err error
-			results[i], err = r.try(r.t.Context(), client, http.MethodPost, r.url+path, strings.NewReader("{}"), own("parallel"))
+			results[i], err = r.try(r.t.Context(), client, r.url+path, strings.NewReader("{}"), own("parallel"))
 			if err != nil {
 				r.t.Error(err)
 			}

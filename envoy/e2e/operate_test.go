@@ -46,7 +46,7 @@ func TestAdmin(t *testing.T) {
 			t.Errorf("%s: want 404, got %d", path, status)
 		}
 	}
-	if got := r.do(t.Context(), nil, http.MethodPost, r.proc.admin+"/status", nil, nil); got.status != http.StatusMethodNotAllowed {
+	if got := r.do(t.Context(), nil, r.proc.admin+"/status", nil, nil); got.status != http.StatusMethodNotAllowed {
 		t.Errorf("POST: want 405, got %v", got)
 	}
 }
@@ -109,6 +109,7 @@ func (r *rig) broken(t *testing.T) {
 // TestO8_SecretFiles: a secret that changes by rename, or as kubelet swaps its
 // mounts, is used within 5 s.
 func TestO8_SecretFiles(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	mounted := strings.ReplaceAll(standard, "{{.Dir}}/fixed.secret", "{{.Dir}}/mount/key")
 	r := newRig(t, mounted)
 	swap := func(version, secret string) {

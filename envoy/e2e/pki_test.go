@@ -29,6 +29,9 @@ type pki struct {
 
 func newPKI(t *testing.T, dir string) *pki {
 	t.Helper()
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -129,16 +132,4 @@ func (p *pki) ca() *x509.Certificate {
 		p.t.Fatal(err)
 	}
 	return cert
-}
-
-// copyCA puts the authority's certificate elsewhere.
-func (p *pki) copyCA(path string) {
-	p.t.Helper()
-	b, err := os.ReadFile(filepath.Join(p.dir, "ca.pem"))
-	if err != nil {
-		p.t.Fatal(err)
-	}
-	if err := os.WriteFile(path, b, 0o600); err != nil {
-		p.t.Fatal(err)
-	}
 }

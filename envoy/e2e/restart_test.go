@@ -77,6 +77,7 @@ func TestE9_SingleRestart(t *testing.T) {
 // TestE9_HealthOnSIGTERM: the health service says NOT_SERVING first, while calls
 // are still answered.
 func TestE9_HealthOnSIGTERM(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	r := start(t, strings.ReplaceAll(standard, "drain_delay: 100ms", "drain_delay: 1500ms"))
 	conn, err := grpc.NewClient("unix://"+r.facts.Socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {

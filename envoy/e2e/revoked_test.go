@@ -70,7 +70,7 @@ func (r *rig) heals(t *testing.T, up *upstream, client *http.Client, size int, k
 	up.answer(r.guarded(length))
 	r.issuer.Revoke()
 	before := r.issuer.Requests()
-	got := r.do(t.Context(), client, http.MethodPost, r.url+"/"+up.name+"/mcp", strings.NewReader(strings.Repeat("x", size)),
+	got := r.do(t.Context(), client, r.url+"/"+up.name+"/mcp", strings.NewReader(strings.Repeat("x", size)),
 		append(own(kind), "X-Want", kind))
 	if got.status != http.StatusOK || !strings.Contains(got.body, fmt.Sprintf(`"length":%d`, size)) {
 		t.Errorf("got %v", got)
@@ -221,7 +221,7 @@ func TestL5_Redirects(t *testing.T) {
 			Transport:     &http.Transport{DisableKeepAlives: true},
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		}
-		if got := r.do(context.Background(), client, http.MethodPost, r.url+"/alpha/mcp", strings.NewReader("{}"), nil); got.status != status {
+		if got := r.do(context.Background(), client, r.url+"/alpha/mcp", strings.NewReader("{}"), nil); got.status != status {
 			t.Errorf("%d: got %v", status, got)
 		}
 	}

@@ -150,9 +150,9 @@ func newRig(t *testing.T, text string, change ...func(*rig)) *rig {
 }
 
 // start runs the whole line for a policy.
-func start(t *testing.T, text string, change ...func(*rig)) *rig {
+func start(t *testing.T, text string) *rig {
 	t.Helper()
-	r := newRig(t, text, change...)
+	r := newRig(t, text)
 	r.proc = r.serve(r.policy, r.facts.Admin)
 	r.startEnvoy(r.render())
 	return r
@@ -340,15 +340,34 @@ func (p *processor) metric(name string) float64 {
 	return -1
 }
 
+// ports hands out ports below those that the kernel gives to clients: a port of
+// theirs may be taken between the moment it is found free and its use.
+var ports struct {
+	mu   sync.Mutex
+	next int
+}
+
 // free returns a loopback address that was free a moment ago.
 func free(t *testing.T) string {
 	t.Helper()
-	ln, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	ports.mu.Lock()
+	defer ports.mu.Unlock()
+	const low, high = 12000, 32000
+	if ports.next == 0 {
+		ports.next = low + os.Getpid()*37%(high-low) // other test binaries begin elsewhere
 	}
-	defer func() { _ = ln.Close() }()
-	return ln.Addr().String()
+	for range high - low {
+		if ports.next++; ports.next >= high {
+			ports.next = low
+		}
+		address := fmt.Sprintf("127.0.0.1:%d", ports.next)
+		if ln, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", address); err == nil {
+			_ = ln.Close()
+			return address
+		}
+	}
+	t.Fatal("no port is free")
+	return ""
 }
 
 func tail(path string, n int) string {

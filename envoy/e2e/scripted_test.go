@@ -35,13 +35,11 @@ type scripted struct {
 
 	mu  sync.Mutex
 	act act
-	n   int
 }
 
 // Process implements the service.
 func (s *scripted) Process(st stream) error {
 	s.mu.Lock()
-	s.n++
 	f := s.act
 	s.mu.Unlock()
 	return f(st)
@@ -50,13 +48,7 @@ func (s *scripted) Process(st stream) error {
 func (s *scripted) set(f act) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.act, s.n = f, 0
-}
-
-func (s *scripted) asked() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.n
+	s.act = f
 }
 
 // serveScripted serves a script on a socket. A panic in it ends its stream

@@ -25,14 +25,14 @@ upstreams:
     credential: {oauth2: {token_url: {{.TokenURL}}, client_id: alpha-client, client_secret: "${ALPHA_SECRET}"}}
     cookies: {allow: [session_id]}
   open: {url: {{.SecureURL "open"}}, ca: {{.Dir}}/ca.pem, credential: none}
-  stranger: {url: {{.SecureURL "stranger"}}, ca: {{.Dir}}/other.pem, credential: none}
+  stranger: {url: {{.SecureURL "stranger"}}, ca: {{.Dir}}/other/ca.pem, credential: none}
 `
 
 // TestUpstreamTLS: to an https upstream, over HTTP/2, all is as over HTTP/1.1;
 // an upstream that cannot prove its name gets nothing.
 func TestUpstreamTLS(t *testing.T) {
 	r := newRig(t, overTLS)
-	newPKI(t, t.TempDir()).copyCA(r.dir + "/other.pem")
+	newPKI(t, r.dir+"/other")
 	r.proc = r.serve(r.policy, r.facts.Admin)
 	r.startEnvoy(r.render())
 	r.both(func(proto string, get func(string, ...string) reply) {
@@ -55,7 +55,7 @@ func TestUpstreamTLS(t *testing.T) {
 // both sides speak HTTP/2 and trailers could pass.
 func TestC1_Trailers(t *testing.T) {
 	r := newRig(t, overTLS)
-	newPKI(t, t.TempDir()).copyCA(r.dir + "/other.pem")
+	newPKI(t, r.dir+"/other")
 	r.proc = r.serve(r.policy, r.facts.Admin)
 	r.startEnvoy(r.render())
 	for _, up := range []string{"alpha", "open"} {
@@ -155,7 +155,7 @@ func TestCallers(t *testing.T) {
 			client := &http.Client{Transport: &http.Transport{
 				TLSClientConfig: r.facts.pki.trust(certs[row.cert]...), ForceAttemptHTTP2: h2, DisableKeepAlives: true,
 			}}
-			got, err := r.try(t.Context(), client, http.MethodPost, strings.Replace(r.url, "http:", "https:", 1)+"/"+row.upstream+"/mcp", strings.NewReader("{}"), row.headers)
+			got, err := r.try(t.Context(), client, strings.Replace(r.url, "http:", "https:", 1)+"/"+row.upstream+"/mcp", strings.NewReader("{}"), row.headers)
 			came := r.up(row.upstream).take()
 			switch {
 			case row.status == 0 && err == nil, row.status != 0 && err != nil:
