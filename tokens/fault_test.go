@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -248,6 +249,13 @@ func TestANewAuthorityIsTrustedAtTheNextFetch(t *testing.T) {
 	o.Scopes = []string{"x"}
 	if _, err := source(t, c, "c", o).Token(t.Context()); err != nil {
 		t.Errorf("with the file gone, the last authorities must stay: %v", err)
+	}
+	if err := syscall.Mkfifo(ca, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	o.Scopes = []string{"y"}
+	if _, err := source(t, c, "d", o).Token(t.Context()); err != nil {
+		t.Errorf("with a pipe in its place, the last authorities must stay: %v", err)
 	}
 }
 

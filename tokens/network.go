@@ -7,10 +7,14 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"os"
 	"sync"
 	"time"
+
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/watchfile"
 )
+
+// maxCA bounds a ca file: the system's whole bundle has about 220 kB.
+const maxCA = 4 << 20
 
 // network holds the transports: one for the system's authorities, and one for
 // each ca file.
@@ -54,7 +58,7 @@ func (n *network) transport(ca string) (http.RoundTripper, error) {
 		}
 		return old.transport, nil
 	}
-	pem, err := os.ReadFile(ca) //nolint:gosec // the path is the operator's
+	pem, err := watchfile.Read(ca, maxCA)
 	pool := x509.NewCertPool()
 	if err == nil && !pool.AppendCertsFromPEM(pem) {
 		err = fmt.Errorf("ca %q: want PEM certificates, got none", ca)

@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -211,17 +210,7 @@ func (*Store) nonEmpty(ref policy.SecretRef, v string, err error) (policy.Secret
 }
 
 func readFile(path string) (policy.Secret, error) {
-	info, err := os.Stat(path)
-	if err != nil {
-		return policy.Secret{}, fmt.Errorf("reading secret: %w", err)
-	}
-	if !info.Mode().IsRegular() {
-		return policy.Secret{}, fmt.Errorf("secret file %s is not a regular file", path)
-	}
-	if info.Size() > maxFile {
-		return policy.Secret{}, fmt.Errorf("secret file %s has %d bytes, want at most %d; is the path right?", path, info.Size(), maxFile)
-	}
-	b, err := os.ReadFile(path) //nolint:gosec // the operator's policy names the path
+	b, err := watchfile.Read(path, maxFile)
 	if err != nil {
 		return policy.Secret{}, fmt.Errorf("reading secret: %w", err)
 	}

@@ -63,7 +63,7 @@ func TestRequireNamesEveryFaultAndChangesNothing(t *testing.T) {
 	if err == nil {
 		t.Fatal("no error")
 	}
-	for _, want := range []string{"is empty", "at most", "not a regular file", "no such file", "UNSET is not set"} {
+	for _, want := range []string{"is empty", "more than", "not a regular file", "no such file", "UNSET is not set"} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("the error does not say %q: %v", want, err)
 		}
