@@ -53,7 +53,8 @@ func check(t *testing.T, b []byte, s *policy.Set) []envoy.Finding {
 const (
 	hcm      = "static_resources/listeners/0/filter_chains/0/filters/0/typed_config/"
 	vhost    = hcm + "route_config/virtual_hosts/0/"
-	route    = vhost + "routes/0/"
+	route    = vhost + "routes/1/"
+	edgeRt   = vhost + "routes/0/"
 	clusterA = "static_resources/clusters/1/"
 	options  = clusterA + "typed_extension_protocol_options/envoy.extensions.upstreams.http.v3.HttpProtocolOptions/"
 	chain    = options + "http_filters/"
@@ -205,9 +206,9 @@ func brokenDownstream() []broken {
 		{"no-identity", edge + "request_attributes", "[source.address]"},
 		{"no-guard", hcm + "http_filters/1", ""},
 		{"guard-disabled", hcm + "http_filters/1/disabled", "true"},
-		{"guard-disabled", route + "typed_per_filter_config/envoy.filters.http.rbac", `{"@type": type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBACPerRoute}`},
+		{"guard-disabled", edgeRt + "typed_per_filter_config/envoy.filters.http.rbac", `{"@type": type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBACPerRoute}`},
 		{"mark-not-removed", hcm + "early_header_mutation_extensions", ""},
-		{"weighted-clusters", route + "route", "{weighted_clusters: {clusters: [{name: a, weight: 1}, {name: b, weight: 1}]}, host_rewrite_literal: a, timeout: 0s}"},
+		{"weighted-clusters", edgeRt + "route", "{weighted_clusters: {clusters: [{name: a, weight: 1}, {name: b, weight: 1}]}, host_rewrite_literal: a, timeout: 0s}"},
 		{"path-not-normalized", hcm + "normalizePath", "false"},
 		{"no-filter", hcm + "http_filters/0", ""},
 		{"message-timeout", edge + "message_timeout", "200ms"},

@@ -48,6 +48,7 @@ func listenerComments() []comment {
 func routeComments() []comment {
 	return []comment{
 		{"virtual_hosts.include_request_attempt_count", "Tells the first attempt from the second. Envoy overwrites what a caller sends, so\nit can be trusted; without it, a caller could claim to be on a second attempt."},
+		{"match.safe_regex", "Paths that this Envoy and an upstream may read in two ways: ..;x, ..%3b, %252e."},
 		{"match.path_separated_prefix", "This path and what is below it: /x/mcp and /x/mcp/y, not /x/mcpy."},
 		{"route.regex_rewrite", "A prefix_rewrite would make // of the slash that follows the name."},
 		{"route.host_rewrite_literal", "The upstream gets its own host, never one that the caller chose."},

@@ -17,12 +17,12 @@ import (
 // per upstream is easier to reason about than two.
 func sharedRoutes(set *policy.Set, ups []target) *routev3.RouteConfiguration {
 	rc := &routev3.RouteConfiguration{Name: mainListener}
-	var routes []*routev3.Route
+	routes := []*routev3.Route{unclearPath()}
 	for _, t := range ups {
 		switch {
 		case t.Listen != "":
 		case set.Envoy.ByHost:
-			rc.VirtualHosts = append(rc.VirtualHosts, virtualHost(t.Name, hostName(t.Name, set.Envoy.Host), route(t, "", t.path), noPolicy()))
+			rc.VirtualHosts = append(rc.VirtualHosts, virtualHost(t.Name, hostName(t.Name, set.Envoy.Host), unclearPath(), route(t, "", t.path), noPolicy()))
 		default:
 			routes = append(routes, route(t, "/"+t.Name, t.path))
 		}
@@ -118,6 +118,20 @@ func retryOn401() *routev3.RetryPolicy {
 func disabledFilter() *anypb.Any {
 	var p packed
 	return p.any(&routev3.FilterConfig{Disabled: true})
+}
+
+// unclearPath takes the paths that Envoy reads as below an upstream's and the
+// upstream may not, so that a caller cannot leave the path of its url with our
+// token. A server that drops path parameters makes .. of ..;x, which Envoy looks
+// for before it decodes %2e and not after, and a server that decodes, or trims,
+// once more than Envoy does makes it of %252e, ..%3b or ..%20.
+func unclearPath() *routev3.Route {
+	r := noPolicy()
+	r.Name = "unclear_path"
+	r.Match = &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_SafeRegex{
+		SafeRegex: &matcherv3.RegexMatcher{Regex: `(?i).*/(\.|%(25)+2e){1,2}([;%/].*)?`},
+	}}
+	return r
 }
 
 // noPolicy answers what no upstream's route took: never Envoy's bare 404, which
