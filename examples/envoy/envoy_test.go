@@ -58,7 +58,7 @@ func pieces(t *testing.T, rendered *yaml.Node) []piece {
 	t.Helper()
 	hcm := get(t, rendered, "static_resources", "listeners", 0, "filter_chains", 0, "filters", 0, "typed_config")
 	vhost := get(t, hcm, "route_config", "virtual_hosts", 0)
-	route := get(t, vhost, "routes", 0)
+	route := get(t, vhost, "routes", 1) // after that for unclear paths, which is not for paths of others
 	clusters := get(t, rendered, "static_resources", "clusters")
 	converter := get(t, hcm, "http_filters", 0)
 	answer := get(t, converter, "typed_config")
