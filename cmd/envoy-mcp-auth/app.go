@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -36,21 +37,26 @@ type app struct {
 	grpc    *grpc.Server
 	health  *health.Server
 	admin   *http.Server
-	drain   struct{ delay, timeout time.Duration }
+	started policy.Server // the server block at the start
+	// draining is set once the end has begun.
+	draining atomic.Bool
+	// socket is the newest one of listen, nil when that is a port.
+	socket atomic.Pointer[socket]
 
 	grpcListener, adminListener net.Listener
 }
 
 // newApp loads the policy and opens the listeners, so that every mistake shows
 // before anything is served.
-func newApp(ctx context.Context, src *source, log zerolog.Logger) (*app, error) {
+func newApp(ctx context.Context, src *source, log zerolog.Logger, lines *logQueue) (*app, error) {
 	a := &app{log: log}
 	a.secrets = secrets.New(secrets.Config{Env: src.st.env, Log: log})
 	a.metrics = metrics.New(versionString(), a.expiries)
+	lines.onDrop = a.metrics.LogDropped
 	a.tokens = tokens.New(tokens.Config{Secrets: a.secrets, Now: time.Now, Log: log, Observe: a.metrics.Fetched})
 	var err error
 	a.server, err = extproc.New(extproc.Config{
-		Tokens: a.tokens, Secrets: a.secrets, Now: time.Now, Log: log, Observe: a.metrics,
+		Tokens: a.tokens, Secrets: a.secrets, Now: time.Now, Log: lines.refusals(log), Observe: a.metrics,
 	})
 	if err != nil {
 		return nil, err
@@ -71,7 +77,7 @@ func newApp(ctx context.Context, src *source, log zerolog.Logger) (*app, error) 
 func (a *app) open(ctx context.Context, set *policy.Set) error {
 	opts := a.server.Options()
 	if set.Server.TLS != nil {
-		cfg, err := serverTLS(set.Server.TLS)
+		cfg, err := serverTLS(set.Server.TLS, a.log)
 		if err != nil {
 			return err
 		}
@@ -81,7 +87,7 @@ func (a *app) open(ctx context.Context, set *policy.Set) error {
 	a.server.Register(a.grpc) //nolint:contextcheck // each stream brings its own
 	a.health = health.NewServer()
 	grpc_health_v1.RegisterHealthServer(a.grpc, a.health)
-	a.drain.delay, a.drain.timeout = set.Server.DrainDelay, set.Server.DrainTimeout
+	a.started = set.Server
 
 	a.admin = &http.Server{
 		Handler:           admin.New(admin.Config{Ready: a.ready, Status: a.status, Metrics: a.metrics.Registry}),
@@ -94,6 +100,9 @@ func (a *app) open(ctx context.Context, set *policy.Set) error {
 	}
 	if a.grpcListener, err = listen(ctx, set.Server.Listen); err != nil {
 		return fmt.Errorf("server.listen: %w", err)
+	}
+	if s, ok := a.grpcListener.(*socket); ok {
+		a.socket.Store(s)
 	}
 	return nil
 }
@@ -111,6 +120,7 @@ func (a *app) run(ctx context.Context) error {
 
 	failed := make(chan error, 2)
 	go func() { failed <- a.grpc.Serve(a.grpcListener) }()
+	go a.keepSocket(background)
 	go func() { failed <- a.admin.Serve(a.adminListener) }()
 	set := a.reload.set.Load()
 	a.log.Info().Str("version", versionString()).Str("listen", set.Server.Listen).Str("admin", set.Server.Admin).
@@ -124,12 +134,44 @@ func (a *app) run(ctx context.Context) error {
 	return nil
 }
 
+// keepSocket listens anew when the socket's file was removed, which leaves a
+// listener that nobody can reach. The old listener stays open: closing it would
+// read as the end of serving.
+func (a *app) keepSocket(ctx context.Context) {
+	tick := time.NewTicker(lookEvery)
+	defer tick.Stop()
+	for ill := ""; ; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		old := a.socket.Load()
+		if old == nil || old.there() || a.draining.Load() {
+			continue
+		}
+		s, err := listenUnix(ctx, old.path)
+		if err != nil {
+			if ill != err.Error() {
+				ill = err.Error()
+				a.log.Error().Err(err).Msg("the socket was removed or replaced, and cannot be made anew")
+			}
+			continue
+		}
+		ill = ""
+		a.socket.Store(s)
+		a.log.Warn().Str("socket", s.path).Msg("the socket was removed; it is made anew")
+		go func() { _ = a.grpc.Serve(s) }() // it ends with the server
+	}
+}
+
 // shutdown is the graceful stop: health says NOT_SERVING, Envoy's health check
 // has the time to see it, calls in flight end, and what is left is cut off.
 func (a *app) shutdown(failed <-chan error) {
-	a.log.Info().Dur("delay", a.drain.delay).Msg("draining")
+	a.log.Info().Dur("delay", a.started.DrainDelay).Msg("draining")
+	a.draining.Store(true)
 	a.health.Shutdown()
-	wait := time.NewTimer(a.drain.delay)
+	wait := time.NewTimer(a.started.DrainDelay)
 	defer wait.Stop()
 	again := make(chan os.Signal, 1)
 	signal.Notify(again, syscall.SIGTERM, os.Interrupt)
@@ -145,7 +187,7 @@ func (a *app) shutdown(failed <-chan error) {
 	select {
 	case <-done:
 	case <-again:
-	case <-time.After(a.drain.timeout):
+	case <-time.After(a.started.DrainTimeout):
 		a.log.Warn().Msg("calls still in flight are cut off; raise server.drain_timeout if they need longer")
 	}
 	a.log.Info().Msg("stopped")
@@ -170,8 +212,14 @@ func (a *app) close() {
 // ready is what /readyz asks.
 func (a *app) ready() error {
 	set := a.reload.set.Load()
+	if a.draining.Load() {
+		return errors.New("draining, about to stop")
+	}
 	if a.grpcListener == nil {
 		return errors.New("the listener is not open yet")
+	}
+	if s := a.socket.Load(); s != nil && !s.there() {
+		return fmt.Errorf("the socket %s was removed or replaced by another; Envoy cannot connect", s.path)
 	}
 	waiting, failing := 0, ""
 	for _, s := range a.reload.sources() {

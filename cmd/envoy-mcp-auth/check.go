@@ -3,7 +3,9 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -37,7 +39,7 @@ func newCheck(st streams) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if err := f.print(st.out, report, func() error { return report.text(st) }); err != nil {
+			if err := f.print(st.out, report, func() error { return report.text(st.out) }); err != nil {
 				return err
 			}
 			if len(report.Faults)+len(report.Findings) > 0 {
@@ -73,7 +75,7 @@ func check(src *source, envoyFile string) (*checkReport, error) {
 	}
 	b, err := os.ReadFile(envoyFile) //nolint:gosec // the operator names the file
 	if err != nil {
-		return nil, fmt.Errorf("reading the Envoy configuration: %w", err)
+		return nil, fmt.Errorf("reading the Envoy configuration: %w; give the path of an existing file with --envoy", err)
 	}
 	found, err := envoy.Check(envoyFile, b, set)
 	if err != nil {
@@ -83,22 +85,24 @@ func check(src *source, envoyFile string) (*checkReport, error) {
 	return report, nil
 }
 
-func (r *checkReport) text(st streams) error {
-	for _, w := range r.Warnings {
-		say(st.out, "warning: %s\n", w)
+func (r *checkReport) text(w io.Writer) error {
+	var b strings.Builder
+	for _, f := range r.Warnings {
+		fmt.Fprintf(&b, "warning: %s\n", f)
 	}
 	for _, f := range r.Faults {
-		say(st.out, "fault: %s\n", f)
+		fmt.Fprintf(&b, "fault: %s\n", f)
 	}
 	for _, f := range r.Findings {
-		say(st.out, "unsafe: %s\n", f)
+		fmt.Fprintf(&b, "unsafe: %s\n", f)
 	}
 	if len(r.Faults)+len(r.Findings) == 0 {
-		say(st.out, "ok: %s", r.Policy)
+		fmt.Fprintf(&b, "ok: %s", r.Policy)
 		if len(r.Warnings) > 0 {
-			say(st.out, " (%s)", plural(len(r.Warnings), "warning"))
+			fmt.Fprintf(&b, " (%s)", plural(len(r.Warnings), "warning"))
 		}
-		say(st.out, "\n")
+		b.WriteByte('\n')
 	}
-	return nil
+	_, err := io.WriteString(w, b.String())
+	return err
 }

@@ -3,9 +3,11 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/spf13/cobra"
@@ -83,7 +85,14 @@ func TestCommands(t *testing.T) {
 		{"file and quick", []string{"serve", "-c", file, "--upstream", "a=b"}, 1, "", "use one"},
 		{"quick without a url", []string{"render", "envoy", "--upstream", "a"}, 1, "", "NAME=URL"},
 		{"bad format", []string{"check", "-c", file, "-o", "xml"}, 1, "", "want text or json"},
-		{"bad log level", []string{"serve", "-c", file, "--log-level", "loud"}, 1, "", "want trace"},
+		{"bad log level", []string{"serve", "-c", file, "--log-level", "loud"}, 1, "", "want one of trace"},
+		{"log level by number", []string{"serve", "-c", file, "--log-level", "99"}, 1, "", "want one of trace"},
+		{"unknown flag says where to look", []string{"check", "--nope"}, 1, "", "see envoy-mcp-auth check --help"},
+		{"version flag", []string{"--version"}, 0, "envoy-mcp-auth ", ""},
+		{"render of an unknown kind", []string{"render", "envoi", "-c", file}, 1, "", "unknown"},
+		{"render to a file named as a format", []string{"render", "envoy", "-c", file, "-o", "json"}, 1, "", "-o is the file to write"},
+		{"completion of a format", []string{"__complete", "check", "-o", ""}, 0, "json", ""},
+		{"a device is no policy", []string{"check", "-c", "/dev/zero"}, 1, "", "more than"},
 		{"version", []string{"version", "-o", "json"}, 0, `"version"`, ""},
 		{
 			"explain allowed",
@@ -93,7 +102,8 @@ func TestCommands(t *testing.T) {
 		{"explain refused", []string{"explain", "-c", file, "--upstream", "tools"}, 1, "caller_unknown (403)", ""},
 		{"explain unknown upstream", []string{"explain", "-c", file, "--upstream", "x"}, 1, "no_policy", ""},
 		{"explain without upstream", []string{"explain", "-c", file}, 1, "", "--upstream NAME"},
-		{"explain bad header", []string{"explain", "-c", file, "--upstream", "tools", "-H", "x"}, 1, "", "Name: value"},
+		{"explain bad header", []string{"explain", "-c", file, "--upstream", "tools", "-H", "canary"}, 1, "", "Name: value"},
+		{"explain header without a name", []string{"explain", "-c", file, "--upstream", "tools", "-H", " : x"}, 1, "", "Name: value"},
 		{"render envoy", []string{"render", "envoy", "-c", file}, 0, "failure_mode_allow", ""},
 		{"render litellm", []string{"render", "litellm", "-c", file}, 0, "mcp_servers:", ""},
 		{"token for an upstream without one", []string{"token", "-c", file, "--upstream", "open"}, 1, "", "no upstream"},
@@ -152,5 +162,69 @@ func TestCheckReportsAsJSON(t *testing.T) {
 	}
 	if got.code != 1 || len(report.Faults) != 1 || !strings.Contains(report.Faults[0].Text, "SECRET is not set") {
 		t.Errorf("status %d, report %+v", got.code, report)
+	}
+}
+
+// fullWriter fails as a full disk does.
+type fullWriter struct{}
+
+func (fullWriter) Write([]byte) (int, error) { return 0, syscall.ENOSPC }
+
+func TestOutputThatCannotBeWrittenIsAFailure(t *testing.T) {
+	file := policyFile(t, smallPolicy)
+	for _, args := range [][]string{
+		{"check", "-c", file},
+		{"check", "-c", file, "-o", "json"},
+		{"explain", "-c", file, "--upstream", "open"},
+		{"render", "envoy", "-c", file},
+		{"version"},
+	} {
+		env := func(string) (string, bool) { return "x", true }
+		if code := run(t.Context(), args, streams{out: fullWriter{}, err: io.Discard, env: env}); code != 1 {
+			t.Errorf("%v with a full disk: status %d, want 1", args, code)
+		}
+	}
+}
+
+func TestRenderWritesWholeFilesOrNothing(t *testing.T) {
+	dir := t.TempDir()
+	path := func(name string) string { return filepath.Join(dir, name) }
+	if err := os.WriteFile(path("real"), []byte("old"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("real", path("link")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(path("dir"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Mkfifo(path("pipe"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	piped := make(chan string, 1)
+	go func() {
+		b, _ := os.ReadFile(path("pipe"))
+		piped <- string(b)
+	}()
+	for name, fails := range map[string]bool{"link": false, "new": false, "pipe": false, "dir": true, "none/x": true} {
+		if err := write(path(name), []byte("text"), io.Discard); (err != nil) != fails {
+			t.Errorf("writing %s: %v", name, err)
+		} else if fails && !strings.Contains(err.Error(), "give the path of a file") {
+			t.Errorf("writing %s does not say what to do: %v", name, err)
+		}
+	}
+	if got := <-piped; got != "text" {
+		t.Errorf("through the pipe came %q", got)
+	}
+	for _, name := range []string{"real", "new"} {
+		if b, err := os.ReadFile(path(name)); err != nil || string(b) != "text" {
+			t.Errorf("%s holds %q, %v", name, b, err)
+		}
+	}
+	if info, err := os.Lstat(path("link")); err != nil || info.Mode()&os.ModeSymlink == 0 {
+		t.Errorf("the symlink was replaced: %v", err)
+	}
+	if left, _ := filepath.Glob(path(".envoy-mcp-auth-*")); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
 	}
 }

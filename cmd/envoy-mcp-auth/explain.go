@@ -82,10 +82,11 @@ func explain(set *policy.Set, f *explainFlags) (*explanation, error) {
 		return nil, errors.New("no upstream; give its name with --upstream NAME")
 	}
 	req := policy.Request{Name: f.upstream, URISAN: f.uriSAN, DNSSAN: f.dnsSAN}
-	for _, h := range f.headers {
+	for i, h := range f.headers {
 		name, value, ok := strings.Cut(h, ":")
-		if !ok || name == "" {
-			return nil, fmt.Errorf("-H %q: want 'Name: value'", h)
+		if !ok || strings.TrimSpace(name) == "" {
+			// It is not repeated: it may be a key whose name was forgotten.
+			return nil, fmt.Errorf("-H number %d: want 'Name: value'", i+1)
 		}
 		req.Headers = append(req.Headers, policy.Header{
 			Name: strings.ToLower(strings.TrimSpace(name)), Value: []byte(strings.TrimSpace(value)),

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"sync/atomic"
@@ -29,6 +30,7 @@ type reloader struct {
 	state atomic.Pointer[reloadState]
 
 	stamp  watchfile.Stamp
+	once   bool      // the file was a pipe and is read up
 	failed time.Time // when the file as it is failed to load; zero when it is in force
 	ill    string    // the failure last logged
 }
@@ -41,11 +43,16 @@ type reloadState struct {
 // first loads the policy at start: here, and only here, a fault ends the program.
 func (r *reloader) first() error {
 	r.look()
-	err := r.load()
-	if err == nil {
-		r.app.metrics.Reloaded(time.Now(), nil)
+	if err := r.load(); err != nil {
+		return err
 	}
-	return err
+	r.app.metrics.Reloaded(time.Now(), nil)
+	if info, err := os.Stat(r.src.file); err == nil && !info.Mode().IsRegular() {
+		r.once = true
+		r.app.log.Warn().Msg("the policy came through a pipe: it cannot be read again")
+	}
+	r.src.again = true
+	return nil
 }
 
 // run follows the file, and reloads on each hup.
@@ -57,6 +64,9 @@ func (r *reloader) run(ctx context.Context, hup <-chan os.Signal) {
 		case <-ctx.Done():
 			return
 		case <-hup:
+			if r.once {
+				continue
+			}
 			r.look()
 			r.attempt(ctx)
 		case <-tick.C:
@@ -70,7 +80,7 @@ func (r *reloader) run(ctx context.Context, hup <-chan os.Signal) {
 // look reports whether the file changed since the last look. The stamp is taken
 // before the file is read, so a change in between is seen at the next look.
 func (r *reloader) look() bool {
-	if r.src.file == "" {
+	if r.src.file == "" || r.once {
 		return false
 	}
 	stamp, err := watchfile.Of(r.src.file)
@@ -90,6 +100,7 @@ func (r *reloader) attempt(ctx context.Context) {
 	r.app.metrics.Reloaded(now, err)
 	if err != nil {
 		r.failed = now
+		err = brief(err)
 		state := *r.state.Load()
 		state.Error = err.Error()
 		r.state.Store(&state)
@@ -119,8 +130,8 @@ func (r *reloader) load() error {
 		return err
 	}
 	r.app.secrets.Retain(refs)
-	if old := r.set.Swap(set); old != nil && (old.Server.Listen != set.Server.Listen || old.Server.Admin != set.Server.Admin) {
-		r.app.log.Warn().Msg("server.listen and server.admin take effect at the next start")
+	if r.set.Swap(set) != nil && needsRestart(&r.app.started, &set.Server) {
+		r.app.log.Warn().Msg("server.listen, admin, tls, drain_delay and drain_timeout take effect at the next start")
 	}
 	for _, w := range set.Warnings {
 		r.app.log.Warn().Msg(w.String())
@@ -128,6 +139,28 @@ func (r *reloader) load() error {
 	r.state.Store(&reloadState{LoadedAt: time.Now()})
 	settleMemory(r.src.st.env)
 	return nil
+}
+
+// needsRestart reports whether a reload changed what only a start puts in force.
+func needsRestart(old, now *policy.Server) bool {
+	tls := func(s *policy.Server) policy.TLSSpec {
+		if s.TLS == nil {
+			return policy.TLSSpec{}
+		}
+		return *s.TLS
+	}
+	return old.Listen != now.Listen || old.Admin != now.Admin || tls(old) != tls(now) ||
+		old.DrainDelay != now.DrainDelay || old.DrainTimeout != now.DrainTimeout
+}
+
+// brief cuts a long list of faults: one wrong line under callers can make one
+// for each of 10,000 upstreams, and the log and /status would hold them all.
+func brief(err error) error {
+	const most = 10
+	if faults, ok := errors.AsType[policy.Faults](err); ok && len(faults) > most {
+		return fmt.Errorf("%w\nand %d more; run envoy-mcp-auth check", faults[:most], len(faults)-most)
+	}
+	return err
 }
 
 // sources lists the token sources in use.

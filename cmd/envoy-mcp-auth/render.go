@@ -1,9 +1,11 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 
 	"github.com/spf13/cobra"
 
@@ -16,6 +18,9 @@ func newRender(st streams) *cobra.Command {
 		Use:     "render",
 		Short:   "Print the configuration that goes with a policy",
 		Example: "  envoy-mcp-auth render envoy -c policy.yaml -o envoy.yaml",
+		// Without these, cobra prints the help for a misspelt word, with status 0.
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	var opt envoy.Options
 	forEnvoy := newRenderer(st, "envoy", "A complete, safe Envoy configuration",
@@ -52,17 +57,48 @@ func newRenderer(st streams, name, short string, render func(*policy.Set) ([]byt
 }
 
 // write puts b into a file, whole or not at all, or on w when there is no file.
+// A symlink stays, and what it leads to is written; a device or a pipe is
+// written to and never replaced.
 func write(path string, b []byte, w io.Writer) error {
-	if path == "" {
+	switch path {
+	case "", "-":
 		_, err := w.Write(b)
 		return err
+	case "json", "text", "yaml":
+		return fmt.Errorf("-o %s: here -o is the file to write; give its path, such as ./%s.yaml", path, path)
 	}
-	tmp := path + ".tmp"
-	if err := os.WriteFile(tmp, b, 0o644); err != nil { //nolint:gosec // rendered configuration holds no secret
-		return fmt.Errorf("writing %s: %w", path, err)
-	}
-	if err := os.Rename(tmp, path); err != nil {
-		return fmt.Errorf("writing %s: %w", path, err)
+	if err := replace(path, b); err != nil {
+		return fmt.Errorf("writing %s: %w; give the path of a file in a directory that this user may write with -o", path, err)
 	}
 	return nil
+}
+
+func replace(path string, b []byte) (err error) {
+	if real, err := filepath.EvalSymlinks(path); err == nil {
+		path = real
+	}
+	info, err := os.Stat(path)
+	switch {
+	case err != nil:
+	case info.IsDir():
+		return errors.New("it is a directory")
+	case !info.Mode().IsRegular():
+		return os.WriteFile(path, b, 0o644) //nolint:gosec // rendered configuration holds no secret
+	}
+	tmp, err := os.CreateTemp(filepath.Dir(path), ".envoy-mcp-auth-*")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			_ = os.Remove(tmp.Name())
+		}
+	}()
+	if _, err := tmp.Write(b); err != nil {
+		return errors.Join(err, tmp.Close())
+	}
+	if err := errors.Join(tmp.Chmod(0o644), tmp.Close()); err != nil { // Envoy's user reads it; it holds no secret
+		return err
+	}
+	return os.Rename(tmp.Name(), path)
 }

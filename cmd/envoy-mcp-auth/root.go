@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/watchfile"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
 )
 
@@ -58,9 +59,14 @@ func newRoot(st streams) *cobra.Command {
 		Long: "An Envoy external-processing server. On routes to MCP servers and other APIs it names the\n" +
 			"upstream, verifies the caller, puts a cached OAuth token on the request and passes only the\n" +
 			"permitted cookies, while Envoy does the streaming.",
+		Version:       versionString(),
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
+	root.SetVersionTemplate("{{.DisplayName}} {{.Version}} (" + goVersion() + ")\n")
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return fmt.Errorf("%w; see %s --help", err, cmd.CommandPath())
+	})
 	root.AddCommand(newServe(st), newCheck(st), newExplain(st), newRender(st), newToken(st), newVersion(st))
 	return root
 }
@@ -70,7 +76,12 @@ type source struct {
 	file  string
 	quick []string
 	st    streams
+	// again is set once a policy from here is in force.
+	again bool
 }
+
+// maxPolicy bounds a policy file: 10,000 upstreams take about 2 MB.
+const maxPolicy = 64 << 20
 
 // bind adds -c, and --upstream NAME=URL where quick is wanted.
 func (s *source) bind(cmd *cobra.Command, quick bool) {
@@ -88,7 +99,7 @@ func (s *source) text() (name string, b []byte, err error) {
 		return "", nil, errors.New("both -c and --upstream were given; use one")
 	}
 	if s.file != "" {
-		b, err := os.ReadFile(s.file)
+		b, err := s.read()
 		if err != nil {
 			return "", nil, fmt.Errorf("reading the policy: %w; give the path of an existing file with -c", err)
 		}
@@ -106,6 +117,24 @@ func (s *source) text() (name string, b []byte, err error) {
 		ups[name] = url
 	}
 	return "--upstream", []byte(policy.QuickText(ups, quickSocket())), nil
+}
+
+// read reads the policy file. At the start it may be a pipe, such as <(…) of a
+// shell; a reload must not wait for anybody.
+func (s *source) read() ([]byte, error) {
+	if s.again {
+		return watchfile.Read(s.file, maxPolicy)
+	}
+	f, err := os.Open(s.file)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close() //nolint:errcheck // read only
+	b, err := io.ReadAll(io.LimitReader(f, maxPolicy+1))
+	if err == nil && len(b) > maxPolicy {
+		err = fmt.Errorf("%s has more than %d bytes", s.file, maxPolicy)
+	}
+	return b, err
 }
 
 // load reads and checks the policy.
@@ -132,6 +161,13 @@ type format string
 func (f *format) bind(cmd *cobra.Command) {
 	*f = "text"
 	cmd.Flags().StringVarP((*string)(f), "output", "o", "text", "output format: text or json")
+	words(cmd, "output", "text", "json")
+}
+
+// words makes the shell complete the values of a flag.
+func words(cmd *cobra.Command, flag string, values ...string) {
+	// It fails for a flag that is not there.
+	_ = cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
 }
 
 // print writes v as JSON, or runs text.

@@ -5,6 +5,10 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
+	"slices"
+	"strings"
+	"syscall"
 
 	"github.com/rs/zerolog"
 	"github.com/spf13/cobra"
@@ -30,38 +34,60 @@ func newServe(st streams) *cobra.Command {
 			"    envoy-mcp-auth serve --upstream tools=https://tools.company.com/mcp",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			log, err := newLog(st.err, f.logLevel, f.logJSON)
+			lines := newLogQueue(logWriter(st.err, f.logJSON))
+			defer lines.flush()
+			log, err := newLog(lines, f.logLevel)
 			if err != nil {
 				return err
 			}
-			return serve(cmd.Context(), &f.source, log, st)
+			return serve(cmd.Context(), &f.source, log, lines, st)
 		},
 	}
 	f.source.bind(cmd, true)
-	cmd.Flags().StringVar(&f.logLevel, "log-level", "info", "least level logged: trace, debug, info, warn, error")
+	cmd.Flags().StringVar(&f.logLevel, "log-level", "info", "least level logged: "+strings.Join(logLevels(), ", "))
+	words(cmd, "log-level", logLevels()...)
 	cmd.Flags().BoolVar(&f.logJSON, "log-json", true, "log JSON lines; false for people")
 	return cmd
 }
 
-// newLog makes the logger. It is a value that is handed on: there is no global one.
-func newLog(w io.Writer, level string, asJSON bool) (zerolog.Logger, error) {
-	l, err := zerolog.ParseLevel(level)
-	if err != nil || level == "" {
-		return zerolog.Logger{}, fmt.Errorf("--log-level %q: want trace, debug, info, warn or error", level)
+// logWriter writes JSON lines as they are, or for people. Colours are for
+// terminals, unless NO_COLOR is set.
+func logWriter(w io.Writer, asJSON bool) io.Writer {
+	if asJSON {
+		return w
 	}
-	if !asJSON {
-		w = zerolog.ConsoleWriter{Out: w, NoColor: os.Getenv("NO_COLOR") != ""}
+	colour := false
+	if f, ok := w.(*os.File); ok && os.Getenv("NO_COLOR") == "" {
+		info, err := f.Stat()
+		colour = err == nil && info.Mode()&os.ModeCharDevice != 0
+	}
+	return zerolog.ConsoleWriter{Out: w, NoColor: !colour}
+}
+
+// newLog makes the logger. It is a value that is handed on: there is no global one.
+func newLog(w io.Writer, level string) (zerolog.Logger, error) {
+	l, err := zerolog.ParseLevel(level)
+	if err != nil || !slices.Contains(logLevels(), level) {
+		return zerolog.Logger{}, fmt.Errorf("--log-level %q: want one of %s", level, strings.Join(logLevels(), ", "))
 	}
 	return zerolog.New(w).Level(l).With().Timestamp().Logger(), nil
 }
 
-// serve runs until ctx ends and everything is drained.
-func serve(ctx context.Context, src *source, log zerolog.Logger, st streams) error {
-	a, err := newApp(ctx, src, log)
+func logLevels() []string { return []string{"trace", "debug", "info", "warn", "error"} }
+
+// serve runs until ctx or a signal ends it and everything is drained.
+func serve(ctx context.Context, src *source, log zerolog.Logger, lines *logQueue, st streams) error {
+	// A reader of the log that went away must not take the server with it.
+	signal.Ignore(syscall.SIGPIPE)
+	a, err := newApp(ctx, src, log, lines)
 	if err != nil {
 		return err
 	}
 	defer a.close()
+	// Only from here on is there anything to drain. Before, and in all other
+	// commands, a signal ends the process at once, whatever it waits for.
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, os.Interrupt)
+	defer stop()
 	if len(src.quick) > 0 {
 		_, text, _ := src.text()
 		say(st.out, "%s", text)

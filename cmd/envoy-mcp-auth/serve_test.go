@@ -9,15 +9,19 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health/grpc_health_v1"
+
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
 )
 
 // lockedBuffer is a writer that many goroutines may use.
@@ -223,10 +227,9 @@ func TestListenUnix(t *testing.T) {
 	if _, err := listen(t.Context(), "unix://"+path); err == nil || !strings.Contains(err.Error(), "another process serves") {
 		t.Errorf("listening on a living socket: %v", err)
 	}
-	if ul, ok := l.(*net.UnixListener); ok {
-		ul.SetUnlinkOnClose(false)
+	if s, ok := l.(*socket); ok {
+		_ = s.Listener.Close() // as the end of a killed process does
 	}
-	_ = l.Close()
 	l, err = listen(t.Context(), "unix://"+path)
 	if err != nil {
 		t.Fatalf("listening over a dead socket: %v", err)
@@ -237,5 +240,125 @@ func TestListenUnix(t *testing.T) {
 	}
 	if _, err := listen(t.Context(), "unix://"+path); err == nil || !strings.Contains(err.Error(), "not a socket") {
 		t.Errorf("listening over a file: %v", err)
+	}
+}
+
+func TestRemovedSocketIsMadeAnew(t *testing.T) {
+	r := start(t, servePolicy)
+	if err := os.Remove(r.socket); err != nil {
+		t.Fatal(err)
+	}
+	if got := r.get(t, "/readyz"); !strings.HasPrefix(got, "not ready: the socket") {
+		if _, err := os.Lstat(r.socket); err != nil { // else it was made anew in between
+			t.Errorf("/readyz without a socket = %q", got)
+		}
+	}
+	r.until(t, "/readyz", "ready")
+	conn, err := grpc.NewClient("unix://"+r.socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close() //nolint:errcheck // the end of the test
+	if _, err := grpc_health_v1.NewHealthClient(conn).Check(t.Context(), &grpc_health_v1.HealthCheckRequest{}); err != nil {
+		t.Errorf("through the new socket: %v", err)
+	}
+	if err := os.Remove(r.socket); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(r.socket, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(2 * lookEvery)
+	if got := r.get(t, "/readyz"); !strings.HasPrefix(got, "not ready: the socket") {
+		t.Errorf("/readyz with a file in place of the socket = %q", got)
+	}
+}
+
+func TestReadyzSaysDraining(t *testing.T) {
+	r := start(t, func(socket, admin, auth string) string {
+		return strings.Replace(servePolicy(socket, admin, auth), "drain_delay: 50ms", "drain_delay: 3s", 1)
+	})
+	r.stop()
+	r.until(t, "/readyz", "not ready: draining")
+}
+
+// TestO8PipeInPlaceOfThePolicy: a reload that waits at a pipe would be the last one.
+func TestO8PipeInPlaceOfThePolicy(t *testing.T) {
+	r := start(t, servePolicy)
+	good, err := os.ReadFile(r.policy)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(r.policy); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Mkfifo(r.policy, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r.until(t, "/metrics", "mcp_auth_config_last_reload_successful 0")
+	if err := os.Remove(r.policy); err != nil {
+		t.Fatal(err)
+	}
+	r.write(t, strings.Replace(string(good), "tools:", "other:", 1))
+	r.until(t, "/metrics", "mcp_auth_config_last_reload_successful 1")
+}
+
+func TestReloadSaysWhatNeedsARestart(t *testing.T) {
+	r := start(t, servePolicy)
+	good, err := os.ReadFile(r.policy)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.write(t, strings.Replace(string(good), "drain_timeout: 1s", "drain_timeout: 2s", 1))
+	deadline := time.Now().Add(15 * time.Second)
+	for !strings.Contains(r.log.String(), "take effect at the next start") {
+		if time.Now().After(deadline) {
+			t.Fatalf("no word of a restart: %s", r.log)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+func TestBriefCutsLongFaultLists(t *testing.T) {
+	many := make(policy.Faults, 1000)
+	if got := brief(many).Error(); strings.Count(got, "\n") > 11 || !strings.Contains(got, "and 990 more") {
+		t.Errorf("brief: %s", got)
+	}
+	if got := brief(many[:3]).Error(); strings.Contains(got, "more") {
+		t.Errorf("brief of three: %s", got)
+	}
+}
+
+// TestSignalEndsACommandThatWaits runs this test program as the command line:
+// check waits at a pipe, and a signal must end it.
+func TestSignalEndsACommandThatWaits(t *testing.T) {
+	const name = "ENVOY_MCP_AUTH_TEST_PIPE"
+	if pipe := os.Getenv(name); pipe != "" {
+		run(context.Background(), []string{"serve", "-c", pipe}, streams{out: io.Discard, err: io.Discard, env: os.LookupEnv}) //nolint:usetesting // a process of its own
+		return
+	}
+	pipe := filepath.Join(t.TempDir(), "pipe")
+	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestSignalEndsACommandThatWaits$") //nolint:gosec // this program
+	cmd.Env = append(os.Environ(), name+"="+pipe)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(500 * time.Millisecond)
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- cmd.Wait() }()
+	select {
+	case err := <-done:
+		if err == nil {
+			t.Error("a command that was cut off ended with status 0")
+		}
+	case <-time.After(20 * time.Second):
+		_ = cmd.Process.Kill()
+		t.Error("SIGTERM does not end it")
 	}
 }

@@ -25,6 +25,7 @@ type Metrics struct {
 	reloads   *prometheus.CounterVec
 	reloadOK  prometheus.Gauge
 	reloadAt  prometheus.Gauge
+	unlogged  prometheus.Counter
 	series    sync.Map // seriesKey → prometheus.Counter, so that a call does not hash labels
 }
 
@@ -63,13 +64,17 @@ func New(version string, expiries func(yield func(upstream string, expiry time.T
 			Name: "mcp_auth_config_last_reload_success_timestamp_seconds",
 			Help: "When the policy in force was loaded.",
 		}),
+		unlogged: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "mcp_auth_log_lines_dropped_total",
+			Help: "Log lines not written: refusals beyond 100 a second, or a reader of the log that is too slow.",
+		}),
 	}
 	build := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "mcp_auth_build_info", Help: "Always 1; the label says which version runs.",
 		ConstLabels: prometheus.Labels{"version": version},
 	})
 	build.Set(1)
-	m.Registry.MustRegister(m.decisions, m.seconds, m.fetches, m.reloads, m.reloadOK, m.reloadAt, build,
+	m.Registry.MustRegister(m.decisions, m.seconds, m.fetches, m.reloads, m.reloadOK, m.reloadAt, m.unlogged, build,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	if expiries != nil {
 		m.Registry.MustRegister(expiryCollector{expiries, expiryDesc()})
@@ -95,6 +100,9 @@ func (m *Metrics) Fetched(f tokens.Fetch) {
 	// One request counts once, however many upstreams share the token.
 	m.fetches.WithLabelValues(f.Upstreams[0], f.Result).Inc()
 }
+
+// LogDropped counts one log line that was not written.
+func (m *Metrics) LogDropped() { m.unlogged.Inc() }
 
 // Reloaded counts one attempt to put a policy in force.
 func (m *Metrics) Reloaded(at time.Time, err error) {
