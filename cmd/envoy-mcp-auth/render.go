@@ -74,8 +74,8 @@ func write(path string, b []byte, w io.Writer) error {
 }
 
 func replace(path string, b []byte) (err error) {
-	if real, err := filepath.EvalSymlinks(path); err == nil {
-		path = real
+	if target, err := filepath.EvalSymlinks(path); err == nil {
+		path = target
 	}
 	info, err := os.Stat(path)
 	switch {

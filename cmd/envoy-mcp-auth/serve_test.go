@@ -334,7 +334,7 @@ func TestBriefCutsLongFaultLists(t *testing.T) {
 func TestSignalEndsACommandThatWaits(t *testing.T) {
 	const name = "ENVOY_MCP_AUTH_TEST_PIPE"
 	if pipe := os.Getenv(name); pipe != "" {
-		run(context.Background(), []string{"serve", "-c", pipe}, streams{out: io.Discard, err: io.Discard, env: os.LookupEnv}) //nolint:usetesting // a process of its own
+		run(context.Background(), []string{"serve", "-c", pipe}, streams{out: io.Discard, err: io.Discard, env: os.LookupEnv})
 		return
 	}
 	pipe := filepath.Join(t.TempDir(), "pipe")
