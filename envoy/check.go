@@ -54,6 +54,8 @@ func Check(name string, b []byte, set *policy.Set) ([]Finding, error) {
 	c.listenerChecks()
 	c.coverage()
 	c.secretChecks(root)
+	c.verdicts(root)
+	c.waysAround()
 	c.processChecks()
 	return c.sorted(), nil
 }

@@ -20,6 +20,7 @@ func (c *checker) clusterChecks() {
 			// Mutations before this chain do not count: a second attempt starts here.
 			c.chain(options.get("http_filters"), true, false, up)
 		}
+		c.destinationOf(cl)
 		c.transport(cl, up)
 		c.mirrors(options)
 		c.retries(options.get("retry_policy"))
@@ -29,10 +30,20 @@ func (c *checker) clusterChecks() {
 
 // transport checks that the credential travels encrypted, to the right host.
 func (c *checker) transport(cl tree, up *target) {
-	socket := cl.get("transport_socket")
+	sockets := []tree{cl.get("transport_socket")}
+	for _, m := range cl.get("transport_socket_matches").items() {
+		sockets = append(sockets, m.get("transport_socket"))
+	}
+	for _, socket := range sockets {
+		c.socket(cl, socket, up)
+	}
+}
+
+func (c *checker) socket(cl, socket tree, up *target) {
 	tls, kind := socket.config()
 	if kind != "UpstreamTlsContext" {
-		if (up == nil || up.tls) && !onLoopback(cl) {
+		// Where the policy says http on this host, it does not say http to another.
+		if (up == nil || up.tls || isLocal(up.host)) && !onLoopback(cl) {
 			c.report(cl, problem{
 				"upstream-plaintext", "calls to this cluster are not encrypted", "The credential can be read on the way", "give it a transport_socket with UpstreamTlsContext",
 			})
@@ -68,6 +79,11 @@ func (c *checker) verified(tls tree, autoName bool, id, why string) {
 	}
 }
 
+func isLocal(host string) bool {
+	ip, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && ip.IsLoopback()
+}
+
 // onLoopback reports whether every endpoint of a cluster is on this host.
 func onLoopback(cl tree) bool {
 	addresses := 0
@@ -78,8 +94,7 @@ func onLoopback(cl tree) bool {
 		}
 		if a := t.get("socket_address", "address"); a.ok() {
 			addresses++
-			ip, err := netip.ParseAddr(a.str())
-			away = away || a.str() != "localhost" && (err != nil || !ip.IsLoopback())
+			away = away || !isLocal(a.str())
 		}
 		return true
 	})

@@ -88,6 +88,7 @@ func (c *checker) chain(list tree, upstream, early bool, up *target) {
 		}
 		c.mark(all[:i], f, early)
 		c.guard(all[i+1:], f, upstream)
+		c.trailers(all, f)
 		c.extProc(f, upstream)
 		c.identity(f, upstream, up)
 		if up != nil {
@@ -118,7 +119,7 @@ func removes(mutations tree) bool {
 func (c *checker) guard(after []filter, f filter, upstream bool) {
 	why := "A stream that ends without an error before a reply lets the request through untouched, with the caller's credentials, whatever failure_mode_allow says"
 	for _, g := range after {
-		if !g.config.mentions(GuardHeader) {
+		if !g.config.mentions(GuardHeader) || !watches(g) {
 			continue
 		}
 		switch {
@@ -142,7 +143,14 @@ func (c *checker) guard(after []filter, f filter, upstream bool) {
 
 func (c *checker) guardName(g, f filter) {
 	for _, id := range identities(f.config.get("grpc_service", "initial_metadata")) {
-		if !g.config.mentions(`"` + strings.ToLower(id.str()) + `"`) {
+		switch {
+		case g.config.mentions(`"` + strings.ToLower(id.str()) + `"`):
+			if g.kind == "Lua" && !enforces(g, id.str()) {
+				c.report(g.entry, problem{
+					"guard-changed", "the guard is not the code that `render envoy` writes", "Whether it refuses what nobody decided on cannot be told", "take its code from `render envoy`",
+				})
+			}
+		default:
 			c.report(g.entry, problem{
 				"guard-other-upstream", fmt.Sprintf("the guard does not demand the mark %q", id.str()),
 				"The mark is the upstream's name, so every call would be refused, or another upstream's mark accepted",

@@ -47,6 +47,7 @@ func (c *checker) manager(m manager) {
 		})
 	}
 	c.callerCertificates(m, mine)
+	c.tunnels(m.hcm.get("upgrade_configs"))
 	for _, l := range mine {
 		c.leg(l, asks)
 		c.rejected(m.hcm, l)

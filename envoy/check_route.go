@@ -16,6 +16,7 @@ func (c *checker) leg(l leg, asks bool) {
 	c.destination(l, asks)
 	c.hosts(l.action)
 	c.redirects(l)
+	c.tunnels(l.action.get("upgrade_configs"))
 	c.legRetries(l)
 	for _, level := range l.levels {
 		c.mirrors(level)
@@ -147,6 +148,8 @@ func (c *checker) overrides(configs tree) {
 		isProcessor := strings.HasPrefix(name, filterExtProc) || kind == "ExtProcPerRoute"
 		isGuard := strings.HasPrefix(name, filterGuard) || strings.HasPrefix(name, "envoy.filters.http.rbac") || kind == "LuaPerRoute" || kind == "RBACPerRoute"
 		switch {
+		case kind == "HeaderMutationPerRoute" && entry.mentions(GuardHeader):
+			c.report(entry, problem{"guard-forged", "the route changes " + GuardHeader, "The guard could accept requests that nobody decided on", "take it out"})
 		case isProcessor:
 			c.processorOverride(off, inner)
 		case isGuard && (off.yes() || inner.get("disabled").yes() || kind == "LuaPerRoute" || kind == "RBACPerRoute"):

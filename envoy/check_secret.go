@@ -13,7 +13,8 @@ var formatted = regexp.MustCompile(`%(?:REQ|REQUEST_HEADER|RESP|RESPONSE_HEADER)
 // secretHeaders are headers that nothing may write down.
 func secretHeaders() []string {
 	return []string{
-		"authorization", "proxy-authorization", "cookie", "set-cookie", "x-api-key", "x-litellm-api-key", "x-mcp-auth-key",
+		"authorization", "proxy-authorization", "cookie", "set-cookie", "x-mcp-auth", "x-mcp-auth-key",
+		"x-api-key", "x-litellm-api-key", "x-litellm-key", "api-key", "x-goog-api-key", "ocp-apim-subscription-key",
 	}
 }
 
