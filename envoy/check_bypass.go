@@ -25,8 +25,8 @@ func removesAll(mutations tree) bool {
 	})
 }
 
-// verdicts looks for filters that write where our decisions travel from one
-// attempt to the next: who can write there can be another caller.
+// verdicts looks for what writes the mark, or where our decisions travel from
+// one attempt to the next: who can write there can be another caller.
 func (c *checker) verdicts(root tree) {
 	p := problem{
 		"verdict-forged", "something else writes metadata namespace " + MetadataNamespace,
@@ -35,6 +35,9 @@ func (c *checker) verdicts(root tree) {
 	root.walk(func(t tree) bool {
 		if at := t.get("metadata_namespace"); at.str() == MetadataNamespace {
 			c.report(at, p)
+		}
+		if at := t.get("append", "header", "key"); strings.EqualFold(at.str(), GuardHeader) {
+			c.report(at, problem{"guard-forged", "a header mutation sets " + GuardHeader, "The guard would accept requests that nobody decided on", "take it out"})
 		}
 		if config, kind := t.config(); t.get("typed_config").ok() && kind == "ExternalProcessor" && !c.ours(filter{config: config, kind: kind}) {
 			if at := config.get("metadata_options", "receiving_namespaces", "untyped"); slices.Contains(at.strs(), MetadataNamespace) {

@@ -148,8 +148,6 @@ func (c *checker) overrides(configs tree) {
 		isProcessor := strings.HasPrefix(name, filterExtProc) || kind == "ExtProcPerRoute"
 		isGuard := strings.HasPrefix(name, filterGuard) || strings.HasPrefix(name, "envoy.filters.http.rbac") || kind == "LuaPerRoute" || kind == "RBACPerRoute"
 		switch {
-		case kind == "HeaderMutationPerRoute" && entry.mentions(GuardHeader):
-			c.report(entry, problem{"guard-forged", "the route changes " + GuardHeader, "The guard could accept requests that nobody decided on", "take it out"})
 		case isProcessor:
 			c.processorOverride(off, inner)
 		case isGuard && (off.yes() || inner.get("disabled").yes() || kind == "LuaPerRoute" || kind == "RBACPerRoute"):

@@ -120,6 +120,8 @@ func brokenUpstream() []broken {
 		{"guard-changed", chain + "2/typed_config/default_source_code/inline_string", `"-- x-mcp-auth-guard \"a\"\nfunction envoy_on_request(h) end"`},
 		{"guard-disabled", chain + "2/disabled", "true"},
 		{"guard-forged", route + "typed_per_filter_config/envoy.filters.http.header_mutation", perRoute("extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute", "mutations: {request_mutations: [{append: {header: {key: x-mcp-auth-guard, value: a}}}]}")},
+		{"guard-forged", chain + "0/typed_config/mutations/request_mutations/+", "{append: {header: {key: X-Mcp-Auth-Guard, value: a}}}"},
+		{"upstream-unverified", clusterA + "transport_socket/typed_config/common_tls_context/validation_context/match_typed_subject_alt_names/0/matcher", "{safe_regex: {regex: .*}}"},
 		{"trailers-pass", chain + "0/typed_config/mutations/request_trailers_mutations", ""},
 		{"trailers-pass", chain + "0/typed_config/mutations/request_trailers_mutations", "[{remove: authorization}]"},
 		{"destination-from-request", clusterA + "type", "ORIGINAL_DST"},
