@@ -40,6 +40,9 @@ type app struct {
 	started policy.Server // the server block at the start
 	// draining is set once the end has begun.
 	draining atomic.Bool
+	// warm is set once every credential of the first policy was tried. It stays:
+	// a reload that adds a credential must not turn every replica unready at once.
+	warm atomic.Bool
 	// socket is the newest one of listen, nil when that is a port.
 	socket atomic.Pointer[socket]
 
@@ -66,7 +69,7 @@ func newApp(ctx context.Context, src *source, log zerolog.Logger, lines *logQueu
 		a.tokens.Close()
 		return nil, err
 	}
-	if err := a.open(ctx, a.reload.set.Load()); err != nil {
+	if err := a.open(ctx, a.reload.set.Load(), lines.refusals(log)); err != nil {
 		a.close()
 		return nil, err
 	}
@@ -74,14 +77,14 @@ func newApp(ctx context.Context, src *source, log zerolog.Logger, lines *logQueu
 }
 
 // open makes the gRPC and admin listeners.
-func (a *app) open(ctx context.Context, set *policy.Set) error {
+func (a *app) open(ctx context.Context, set *policy.Set, refusals zerolog.Logger) error {
 	opts := a.server.Options()
 	if set.Server.TLS != nil {
 		cfg, err := serverTLS(set.Server.TLS, a.log)
 		if err != nil {
 			return err
 		}
-		opts = append(opts, grpc.Creds(credentials.NewTLS(cfg)))
+		opts = append(opts, grpc.Creds(tellingTLS{credentials.NewTLS(cfg), refusals}))
 	}
 	a.grpc = grpc.NewServer(opts...)
 	a.server.Register(a.grpc) //nolint:contextcheck // each stream brings its own
@@ -230,9 +233,10 @@ func (a *app) ready() error {
 			failing = s.Name()
 		}
 	}
-	if waiting > 0 {
+	if waiting > 0 && !a.warm.Load() {
 		return fmt.Errorf("%s not tried yet", plural(waiting, "credential"))
 	}
+	a.warm.Store(true)
 	if failing != "" {
 		return fmt.Errorf("no token for upstream %s; see /status", failing)
 	}

@@ -6,12 +6,16 @@ import (
 	"io"
 	"os"
 	"strings"
+	"time"
 
+	"github.com/rs/zerolog"
 	"github.com/spf13/cobra"
 
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/envoy"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/extproc"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/secrets"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/tokens"
 )
 
 // checkReport is what check shows.
@@ -29,7 +33,7 @@ func newCheck(st streams) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "check",
 		Short: "Name every fault of a policy and every unsafe setting of an Envoy configuration",
-		Long: "Reads the policy as serve would, secrets included, and names all faults at once with file, line\n" +
+		Long: "Reads the policy as serve would, secrets and certificates included, and names all faults at once with file, line\n" +
 			"and key. With --envoy it also reads an Envoy configuration (YAML or JSON) or the answer of\n" +
 			"/config_dump, and names each setting that would let a request past the policy.",
 		Example: "  envoy-mcp-auth check -c policy.yaml --envoy envoy.yaml",
@@ -65,8 +69,7 @@ func check(src *source, envoyFile string) (*checkReport, error) {
 		return nil, err
 	default:
 		report.Warnings = append(report.Warnings, set.Warnings...)
-		store := secrets.New(secrets.Config{Env: src.st.env})
-		if err := store.Require(secrets.Of(set)); err != nil {
+		for _, err := range unusable(set, src.st.env) {
 			report.Faults = append(report.Faults, policy.Fault{File: src.file, Line: 1, Text: err.Error()})
 		}
 	}
@@ -83,6 +86,35 @@ func check(src *source, envoyFile string) (*checkReport, error) {
 	}
 	report.Findings = append(report.Findings, found...)
 	return report, nil
+}
+
+// unusable names what serve would stumble over when it opens what the policy
+// names: secrets, authorities of token endpoints and the files of server.tls.
+func unusable(set *policy.Set, env func(string) (string, bool)) []error {
+	store := secrets.New(secrets.Config{Env: env})
+	if err := store.Require(secrets.Of(set)); err != nil {
+		if all, ok := err.(interface{ Unwrap() []error }); ok {
+			return all.Unwrap()
+		}
+		return []error{err}
+	}
+	var faults []error
+	if set.Server.TLS != nil {
+		if _, err := serverTLS(set.Server.TLS, zerolog.Nop()); err != nil {
+			faults = append(faults, err)
+		}
+	}
+	// No token request is made: nobody warms this cache.
+	cache := tokens.New(tokens.Config{Secrets: store, Now: time.Now})
+	defer cache.Close()
+	server, err := extproc.New(extproc.Config{Tokens: cache, Secrets: store, Now: time.Now})
+	if err == nil {
+		err = server.Load(set)
+	}
+	if err != nil {
+		faults = append(faults, err)
+	}
+	return faults
 }
 
 func (r *checkReport) text(w io.Writer) error {

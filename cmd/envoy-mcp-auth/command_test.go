@@ -170,6 +170,22 @@ type fullWriter struct{}
 
 func (fullWriter) Write([]byte) (int, error) { return 0, syscall.ENOSPC }
 
+// TestCheckOpensWhatServeOpens: a policy that serve cannot start with is not ok.
+func TestCheckOpensWhatServeOpens(t *testing.T) {
+	for name, tc := range map[string]struct{ old, new, want string }{
+		"certificate": {"callers:\n", "server: {tls: {certificate: c, private_key: k, client_ca: a}}\ncallers:\n", "server.tls"},
+		"authorities": {"client_id: proxy", "client_id: proxy, ca: none.pem", "ca"},
+		"header":      {"credential: none", `credential: {header: {x-api-key: "${CONTROL}"}}`, "control character"},
+		"secret":      {`"${SECRET}"`, "{file: none}", "no such file"},
+	} {
+		file := policyFile(t, strings.Replace(smallPolicy, tc.old, tc.new, 1))
+		got := program(t, map[string]string{"SECRET": "canary-secret", "CONTROL": "canary\x01"}, "check", "-c", file)
+		if got.code != 1 || !strings.Contains(got.out, tc.want) || strings.Contains(got.out+got.err, "canary") {
+			t.Errorf("%s: status %d, %s%s", name, got.code, got.out, got.err)
+		}
+	}
+}
+
 func TestOutputThatCannotBeWrittenIsAFailure(t *testing.T) {
 	file := policyFile(t, smallPolicy)
 	for _, args := range [][]string{

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
+	"google.golang.org/grpc/credentials"
 
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/watchfile"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
@@ -125,6 +126,27 @@ type tlsFiles struct {
 	config *tls.Config
 	stamps [3]watchfile.Stamp
 	ill    string // the failure last logged
+}
+
+// tellingTLS logs handshakes that fail. gRPC itself is silent about them, and a
+// wrong certificate on Envoy's side would show nowhere here.
+type tellingTLS struct {
+	credentials.TransportCredentials
+	log zerolog.Logger
+}
+
+// ServerHandshake implements credentials.TransportCredentials.
+func (t tellingTLS) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	c, info, err := t.TransportCredentials.ServerHandshake(raw)
+	if err != nil {
+		t.log.Warn().Err(err).Stringer("from", raw.RemoteAddr()).Msg("connection refused: TLS failed")
+	}
+	return c, info, err
+}
+
+// Clone implements credentials.TransportCredentials.
+func (t tellingTLS) Clone() credentials.TransportCredentials {
+	return tellingTLS{t.TransportCredentials.Clone(), t.log}
 }
 
 // maxPEM bounds each file of server.tls.

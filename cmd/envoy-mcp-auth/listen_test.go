@@ -9,6 +9,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"io"
 	"math/big"
 	"net"
 	"os"
@@ -19,6 +20,7 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
+	"google.golang.org/grpc/credentials"
 
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
 )
@@ -128,6 +130,29 @@ func pair(t *testing.T, dir, name string) {
 		if err := os.WriteFile(filepath.Join(dir, file), pem.EncodeToMemory(block), 0o600); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+func TestFailedHandshakesAreLogged(t *testing.T) {
+	dir := t.TempDir()
+	pair(t, dir, "one")
+	file := func(name string) string { return filepath.Join(dir, name) }
+	config, err := serverTLS(&policy.TLSSpec{Certificate: file("cert"), PrivateKey: file("key"), ClientCA: file("ca")}, zerolog.Nop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var log lockedBuffer
+	theirs, ours := net.Pipe()
+	go func() {
+		_, _ = theirs.Write([]byte("GET / HTTP/1.1\r\n\r\n"))
+		_, _ = io.Copy(io.Discard, theirs)
+	}()
+	if _, _, err := (tellingTLS{credentials.NewTLS(config), zerolog.New(&log)}).Clone().(tellingTLS).ServerHandshake(ours); err == nil {
+		t.Fatal("a client without TLS got in")
+	}
+	_ = theirs.Close()
+	if !strings.Contains(log.String(), "TLS failed") {
+		t.Errorf("log = %s", &log)
 	}
 }
 

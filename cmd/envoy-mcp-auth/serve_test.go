@@ -282,6 +282,34 @@ func TestReadyzSaysDraining(t *testing.T) {
 	r.until(t, "/readyz", "not ready: draining")
 }
 
+// TestReloadLeavesReadyReplicasReady adds a credential whose endpoint hangs:
+// were /readyz to wait for it, one edit would take every replica out of service.
+func TestReloadLeavesReadyReplicasReady(t *testing.T) {
+	r := start(t, servePolicy)
+	good, err := os.ReadFile(r.policy)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var lc net.ListenConfig
+	hangs, err := lc.Listen(t.Context(), "tcp", "127.0.0.1:0") // nobody accepts
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer hangs.Close() //nolint:errcheck // the end of the test
+	r.write(t, string(good)+fmt.Sprintf(`  slow:
+    url: http://127.0.0.1:1/mcp
+    callers: [anyone]
+    credential: {oauth2: {token_url: "http://%s/", client_id: a, client_secret: "${SECRET}"}}
+`, hangs.Addr()))
+	r.until(t, "/status", `      "name": "slow"`)
+	if got := r.get(t, "/readyz"); got != "ready\n" {
+		t.Errorf("/readyz = %q", got)
+	}
+	if got := r.get(t, "/status"); !strings.Contains(got, `"tried": false`) {
+		t.Errorf("the new credential was tried already: %s", got)
+	}
+}
+
 // TestO8PipeInPlaceOfThePolicy: a reload that waits at a pipe would be the last one.
 func TestO8PipeInPlaceOfThePolicy(t *testing.T) {
 	r := start(t, servePolicy)

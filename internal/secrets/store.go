@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -212,6 +213,9 @@ func (*Store) nonEmpty(ref policy.SecretRef, v string, err error) (policy.Secret
 func readFile(path string) (policy.Secret, error) {
 	b, err := watchfile.Read(path, maxFile)
 	if err != nil {
+		if errors.Is(err, os.ErrPermission) {
+			return policy.Secret{}, fmt.Errorf("reading secret: %w; let the user of this process read it", err)
+		}
 		return policy.Secret{}, fmt.Errorf("reading secret: %w", err)
 	}
 	v := trimNewline(string(b))
