@@ -53,8 +53,8 @@ type app struct {
 // before anything is served.
 func newApp(ctx context.Context, src *source, log zerolog.Logger, lines *logQueue) (*app, error) {
 	a := &app{log: log}
-	a.secrets = secrets.New(secrets.Config{Env: src.st.env, Log: log})
 	a.metrics = metrics.New(versionString(), a.expiries)
+	a.secrets = secrets.New(secrets.Config{Env: src.st.env, Log: log, Stale: a.metrics.SecretsStale})
 	lines.onDrop = a.metrics.LogDropped
 	a.tokens = tokens.New(tokens.Config{Secrets: a.secrets, Now: time.Now, Log: log, Observe: a.metrics.Fetched})
 	var err error
@@ -171,7 +171,7 @@ func (a *app) keepSocket(ctx context.Context) {
 // shutdown is the graceful stop: health says NOT_SERVING, Envoy's health check
 // has the time to see it, calls in flight end, and what is left is cut off.
 func (a *app) shutdown(failed <-chan error) {
-	a.log.Info().Dur("delay", a.started.DrainDelay).Msg("draining")
+	a.log.Info().Dur("delay_ms", a.started.DrainDelay).Msg("draining")
 	a.draining.Store(true)
 	a.health.Shutdown()
 	wait := time.NewTimer(a.started.DrainDelay)

@@ -26,6 +26,7 @@ type Metrics struct {
 	reloadOK  prometheus.Gauge
 	reloadAt  prometheus.Gauge
 	unlogged  prometheus.Counter
+	stale     prometheus.Gauge
 	series    sync.Map // seriesKey → prometheus.Counter, so that a call does not hash labels
 }
 
@@ -64,6 +65,10 @@ func New(version string, expiries func(yield func(upstream string, expiry time.T
 			Name: "mcp_auth_config_last_reload_success_timestamp_seconds",
 			Help: "When the policy in force was loaded.",
 		}),
+		stale: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "mcp_auth_stale_secret_files",
+			Help: "Secret files that cannot be read now: their last good values serve, and the next start would fail.",
+		}),
 		unlogged: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "mcp_auth_log_lines_dropped_total",
 			Help: "Log lines not written: refusals beyond 100 a second, or a reader of the log that is too slow.",
@@ -74,7 +79,7 @@ func New(version string, expiries func(yield func(upstream string, expiry time.T
 		ConstLabels: prometheus.Labels{"version": version},
 	})
 	build.Set(1)
-	m.Registry.MustRegister(m.decisions, m.seconds, m.fetches, m.reloads, m.reloadOK, m.reloadAt, m.unlogged, build,
+	m.Registry.MustRegister(m.decisions, m.seconds, m.fetches, m.reloads, m.reloadOK, m.reloadAt, m.unlogged, m.stale, build,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	if expiries != nil {
 		m.Registry.MustRegister(expiryCollector{expiries, expiryDesc()})
@@ -103,6 +108,9 @@ func (m *Metrics) Fetched(f tokens.Fetch) {
 
 // LogDropped counts one log line that was not written.
 func (m *Metrics) LogDropped() { m.unlogged.Inc() }
+
+// SecretsStale says how many secret files cannot be read again.
+func (m *Metrics) SecretsStale(n int) { m.stale.Set(float64(n)) }
 
 // Reloaded counts one attempt to put a policy in force.
 func (m *Metrics) Reloaded(at time.Time, err error) {

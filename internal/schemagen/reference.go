@@ -23,6 +23,10 @@ One YAML file says which upstreams there are, who may call them, and what each o
 - **Paths** start at the directory of the policy file.
 - **Durations** are written ` + "`1.5s`, `5m`, `24h`" + ` and are above zero.
 - **Defaults.** An upstream inherits each block of ` + "`defaults`" + ` that it does not set itself, as a whole.
+- **Reading again.** A changed file is in force within seconds, and at once on SIGHUP; one with faults changes nothing.
+  ` + "`server.listen`, `server.admin`, `server.tls` and the `drain_` keys" + ` wait for the next start (certificate files themselves are followed). New names, URLs and what is
+  under ` + "`envoy` need `render envoy`" + ` again, since Envoy knows them too.
+- **Sizes.** At most 64 MiB for this file, 64 KiB for a secret's and 4 MiB for a certificate's.
 `
 
 // section is one block of the file and all the places where it may stand.

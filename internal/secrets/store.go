@@ -32,6 +32,9 @@ type Config struct {
 	Env func(string) (string, bool)
 	// Every is how often Run looks at files; 0 means 2 s.
 	Every time.Duration
+	// Stale is told after each look how many files could not be read again, so
+	// that the last good value serves. It may be nil.
+	Stale func(n int)
 	// Log is told of changes and failures, by name and never by value.
 	Log zerolog.Logger
 }
@@ -134,16 +137,25 @@ func (s *Store) Run(ctx context.Context) {
 func (s *Store) Refresh() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	stale := 0
 	for ref, sec := range *s.held.Load() {
-		if ref.Kind == policy.SecretFile {
-			s.refresh(sec)
+		if ref.Kind != policy.SecretFile {
+			continue
 		}
+		s.refresh(sec)
+		if sec.ill != "" {
+			stale++
+		}
+	}
+	if s.cfg.Stale != nil {
+		s.cfg.Stale(stale)
 	}
 }
 
 func (s *Store) refresh(sec *secret) {
 	stamp, err := watchfile.Of(sec.ref.Name)
 	if err == nil && stamp == sec.stamp {
+		sec.ill = "" // back as it was, such as a symlink that was swapped twice
 		return
 	}
 	var v policy.Secret

@@ -177,3 +177,33 @@ func TestRetainForgets(t *testing.T) {
 		t.Error("a retained secret is gone")
 	}
 }
+
+func TestStaleFilesAreCounted(t *testing.T) {
+	dir := t.TempDir()
+	target, link := filepath.Join(dir, "target"), filepath.Join(dir, "link")
+	put(t, target, "good")
+	if err := os.Symlink(target, link); err != nil {
+		t.Fatal(err)
+	}
+	stale := -1
+	s := New(Config{Stale: func(n int) { stale = n }})
+	if err := s.Require([]policy.SecretRef{file(link)}); err != nil {
+		t.Fatal(err)
+	}
+	want := func(n int, when string) {
+		t.Helper()
+		s.Refresh()
+		if stale != n || value(t, s, file(link)) != "good" {
+			t.Errorf("%s: %d stale, want %d; value %q", when, stale, n, value(t, s, file(link)))
+		}
+	}
+	want(0, "at first")
+	if err := os.Remove(link); err != nil {
+		t.Fatal(err)
+	}
+	want(1, "without the link")
+	if err := os.Symlink(target, link); err != nil {
+		t.Fatal(err)
+	}
+	want(0, "with the link as it was")
+}
