@@ -33,12 +33,10 @@ func commented(m proto.Message, remarks []comment) ([]byte, error) {
 	w.walk(root, "")
 	var b bytes.Buffer
 	b.WriteString(header() + "\n\n")
-	enc := yaml.NewEncoder(&b)
-	enc.SetIndent(2)
-	if err := enc.Encode(root); err != nil {
+	if err := encode(&b, root, "", pieceNodes); err != nil {
 		return nil, err
 	}
-	return b.Bytes(), enc.Close()
+	return b.Bytes(), nil
 }
 
 type writer struct{ left []comment }
