@@ -80,8 +80,8 @@ type source struct {
 	again bool
 }
 
-// maxPolicy bounds a policy file: 10,000 upstreams take about 2 MB.
-const maxPolicy = 64 << 20
+// maxPolicy bounds a policy file, as policy.Parse does: 10,000 upstreams take about 2 MB.
+const maxPolicy = 16 << 20
 
 // bind adds -c, and --upstream NAME=URL where quick is wanted.
 func (s *source) bind(cmd *cobra.Command, quick bool) {

@@ -26,7 +26,7 @@ One YAML file says which upstreams there are, who may call them, and what each o
 - **Reading again.** A changed file is in force within seconds, and at once on SIGHUP; one with faults changes nothing.
   ` + "`server.listen`, `server.admin`, `server.tls` and the `drain_` keys" + ` wait for the next start (certificate files themselves are followed). New names, URLs and what is
   under ` + "`envoy` need `render envoy`" + ` again, since Envoy knows them too.
-- **Sizes.** At most 64 MiB for this file, 64 KiB for a secret's and 4 MiB for a certificate's.
+- **Sizes.** At most 16 MiB for this file, 64 KiB for a secret's and 4 MiB for a certificate's.
 `
 
 // section is one block of the file and all the places where it may stand.
