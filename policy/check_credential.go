@@ -41,7 +41,13 @@ func (c *checker) oauth2(path string, spec *OAuth2Spec) {
 	c.url(path+".token_url", spec.TokenURL, urlRules{
 		plaintext: spec.AllowPlaintext, query: true, hint: "set allow_plaintext: true if the network between is yours",
 	})
-	for _, p := range []struct{ path, value string }{{path + ".client_id", spec.ClientID}, {path + ".audience", spec.Audience}} {
+	c.clientAuth(path, spec)
+	for _, p := range []struct{ path, value string }{
+		{path + ".client_id", spec.ClientID},
+		{path + ".audience", spec.Audience},
+		{path + ".key_id", spec.KeyID},
+		{path + ".assertion_audience", spec.AssertionAudience},
+	} {
 		if c.good(p.path) && strings.ContainsFunc(p.value, func(r rune) bool { return r < ' ' || r == 0x7f }) {
 			c.fault(p.path, "want text without control characters; remove line breaks and tabs")
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
 	"slices"
@@ -25,7 +26,6 @@ const (
 type client struct {
 	o      policy.OAuth2
 	host   string
-	style  oauth2.AuthStyle
 	params url.Values
 	net    *network
 }
@@ -58,7 +58,7 @@ func newClient(o *policy.OAuth2, n *network) (*client, error) {
 	if cl.o.MaxLifetime <= 0 {
 		cl.o.MaxLifetime = maxLifetime
 	}
-	if cl.style, err = style(o.AuthMethod); err != nil {
+	if err := methodFits(o); err != nil {
 		return nil, err
 	}
 	if o.ClientID == "" {
@@ -73,17 +73,24 @@ func newClient(o *policy.OAuth2, n *network) (*client, error) {
 	return cl, nil
 }
 
-// style fixes how the client authenticates. Left to itself, x/oauth2 tries the
-// header first and then sends the secret in the body, on any error (RFC 6749
-// §2.3 allows one method per request).
-func style(m policy.AuthMethod) (oauth2.AuthStyle, error) {
-	switch m {
-	case policy.ClientSecretBasic:
-		return oauth2.AuthStyleInHeader, nil
-	case policy.ClientSecretPost:
-		return oauth2.AuthStyleInParams, nil
+// methodFits checks that the client has what its method takes. The method is
+// fixed: left to itself, x/oauth2 tries the header first and then sends the
+// secret in the body, on any error (RFC 6749 §2.3 allows one method per request).
+func methodFits(o *policy.OAuth2) error {
+	switch o.AuthMethod {
+	case policy.ClientSecretBasic, policy.ClientSecretPost:
+		if o.ClientSecret.IsZero() {
+			return fmt.Errorf("auth_method %s: want a client_secret", o.AuthMethod)
+		}
+		return nil
+	case policy.PrivateKeyJWT:
+		if o.PrivateKey.IsZero() || o.AssertionAudience == "" {
+			return errors.New("auth_method private_key_jwt: want a private_key and an assertion_audience")
+		}
+		return nil
+	case policy.TLSClientAuth, policy.SelfSignedTLSClientAuth:
 	}
-	return 0, fmt.Errorf("auth_method %q: want client_secret_basic or client_secret_post", m)
+	return fmt.Errorf("auth_method %q: want client_secret_basic, client_secret_post or private_key_jwt", o.AuthMethod)
 }
 
 // fill lays out the form. No parameter is empty or there twice (RFC 6749 §3.2).
@@ -111,21 +118,27 @@ func (cl *client) fill() error {
 
 // fetch makes one token request and checks the answer. x/oauth2 lays out the
 // request; the exchange below it closes what x/oauth2 leaves open, on both sides.
-func (cl *client) fetch(ctx context.Context, secret string, now func() time.Time) (granted, *Error) {
+func (cl *client) fetch(ctx context.Context, p proof, now func() time.Time) (granted, *Error) {
 	base, err := cl.net.transport(cl.o.CA)
 	if err != nil {
 		return granted{}, unavailable("ca_unreadable", "the authorities of the token endpoint %s cannot be read from its ca file", cl.host)
 	}
-	x := &exchange{client: cl, base: base, now: now, hidden: newRedactor(cl.o.ClientID, secret)}
+	who, bad := cl.identify(p, now())
+	if bad != nil {
+		return granted{}, bad
+	}
+	x := &exchange{client: cl, base: base, now: now, header: who.header, hidden: who.hidden}
 	ctx = context.WithValue(ctx, oauth2.HTTPClient, &http.Client{
 		Transport: x,
 		// Never reached: the exchange refuses each redirect itself. It
 		// stays, so that no change there can let a secret travel.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	})
+	form := maps.Clone(cl.params)
+	maps.Copy(form, who.params)
 	cc := clientcredentials.Config{
-		ClientID: cl.o.ClientID, ClientSecret: secret, TokenURL: cl.o.TokenURL,
-		Scopes: cl.o.Scopes, EndpointParams: cl.params, AuthStyle: cl.style,
+		ClientID: who.id, ClientSecret: who.secret, TokenURL: cl.o.TokenURL,
+		Scopes: cl.o.Scopes, EndpointParams: form, AuthStyle: who.style,
 	}
 	t, err := cc.Token(ctx)
 	if err != nil {

@@ -5,11 +5,12 @@ import (
 	"context"
 	"crypto/hmac"
 	"crypto/sha256"
-	"io"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
 )
 
 // refreshFloor is the shortest life that is refreshed ahead. A token that an
@@ -147,14 +148,14 @@ func (e *entry) secretChanged() bool {
 	if e.fail.err == nil || !e.fail.err.permanent {
 		return false
 	}
-	s, err := e.cache.cfg.Secrets.Secret(e.client.o.ClientSecret)
-	return err == nil && !hmac.Equal(e.fail.secret, e.cache.sum(s.Reveal()))
+	p, err := e.proof()
+	return err == nil && !hmac.Equal(e.fail.secret, e.cache.sum(p))
 }
 
-// sum is the keyed hash by which a secret is remembered.
-func (c *Cache) sum(secret string) []byte {
+// sum is the keyed hash by which secrets are remembered.
+func (c *Cache) sum(p proof) []byte {
 	m := hmac.New(sha256.New, c.key)
-	_, _ = io.WriteString(m, "secret\x00"+secret)
+	part(m, "secret", p.secret, p.key)
 	return m.Sum(nil)
 }
 
@@ -191,9 +192,9 @@ func (e *entry) fly(f *flight) {
 	ctx, cancel := context.WithTimeout(e.cache.ctx, e.cache.deadline)
 	defer cancel()
 	start := e.cache.cfg.Now()
-	secret, err := e.secret()
+	p, err := e.proof()
 	if err == nil {
-		f.got, err = e.client.fetch(ctx, secret, e.cache.cfg.Now)
+		f.got, err = e.client.fetch(ctx, p, e.cache.cfg.Now)
 	}
 	if e.cache.ctx.Err() != nil && err != nil {
 		err = unavailable("closed", "this process is stopping")
@@ -203,21 +204,33 @@ func (e *entry) fly(f *flight) {
 		f.got.access = ""
 	}
 	f.err = err
-	r := e.land(f, e.cache.sum(secret))
+	r := e.land(f, e.cache.sum(p))
 	r.fetch.Took = e.cache.cfg.Now().Sub(start)
 	e.tell(r)
 }
 
-// secret reads the client's secret.
-func (e *entry) secret() (string, *Error) {
-	ref := e.client.o.ClientSecret
-	s, err := e.cache.cfg.Secrets.Secret(ref)
-	if err != nil || s.Reveal() == "" {
-		// The store's own words are not repeated: they are logged where
-		// they arise, and nobody here can tell what they hold.
-		return "", unavailable("secret_unavailable", "the client secret %s cannot be read", oneLine(ref.String(), 100))
+// proof reads the client's secrets.
+func (e *entry) proof() (proof, *Error) {
+	var p proof
+	for _, s := range []struct {
+		ref  policy.SecretRef
+		into *string
+		what string
+	}{
+		{e.client.o.ClientSecret, &p.secret, "client secret"}, {e.client.o.PrivateKey, &p.key, "private key"},
+	} {
+		if s.ref.IsZero() {
+			continue
+		}
+		v, err := e.cache.cfg.Secrets.Secret(s.ref)
+		if err != nil || v.Reveal() == "" {
+			// The store's own words are not repeated: they are logged where
+			// they arise, and nobody here can tell what they hold.
+			return proof{}, unavailable("secret_unavailable", "the %s %s cannot be read", s.what, oneLine(s.ref.String(), 100))
+		}
+		*s.into = v.Reveal()
 	}
-	return s.Reveal(), nil
+	return p, nil
 }
 
 // land puts the result in place, wakes the waiters, and plans what comes next.

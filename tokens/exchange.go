@@ -26,6 +26,7 @@ type exchange struct {
 	client *client
 	base   http.RoundTripper
 	now    func() time.Time
+	header func(http.Header) // last touches to the request; may be nil
 	hidden redactor
 	got    granted
 }
@@ -37,6 +38,9 @@ func (x *exchange) RoundTrip(r *http.Request) (*http.Response, error) {
 	// Nothing is unpacked, so nothing can blow up.
 	r.Header.Set("Accept-Encoding", "identity")
 	r.Header.Set("User-Agent", "envoy-mcp-auth")
+	if x.header != nil {
+		x.header(r.Header)
+	}
 	resp, err := x.base.RoundTrip(r)
 	if err != nil {
 		return nil, x.network(err)

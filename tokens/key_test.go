@@ -19,17 +19,24 @@ func TestO15_T9_EveryPartIsInTheKey(t *testing.T) {
 	base.Params = []policy.Param{{Name: "a", Value: "b"}}
 	want := keyOf(&base, grantClientCredentials, "")
 	changes := map[string]func(*policy.OAuth2){
-		"TokenURL":        func(o *policy.OAuth2) { o.TokenURL += "x" },
-		"CA":              func(o *policy.OAuth2) { o.CA = "" },
-		"ClientID":        func(o *policy.OAuth2) { o.ClientID += "x" },
-		"ClientSecret":    func(o *policy.OAuth2) { o.ClientSecret.Kind = policy.SecretFile },
-		"AuthMethod":      func(o *policy.OAuth2) { o.AuthMethod = policy.ClientSecretPost },
-		"Scopes":          func(o *policy.OAuth2) { o.Scopes = []string{"mcp.read"} },
-		"Resource":        func(o *policy.OAuth2) { o.Resource = "" },
-		"Audience":        func(o *policy.OAuth2) { o.Audience = "" },
-		"Params":          func(o *policy.OAuth2) { o.Params = nil },
-		"DefaultLifetime": func(o *policy.OAuth2) { o.DefaultLifetime++ },
-		"MaxLifetime":     func(o *policy.OAuth2) { o.MaxLifetime++ },
+		"TokenURL":          func(o *policy.OAuth2) { o.TokenURL += "x" },
+		"CA":                func(o *policy.OAuth2) { o.CA = "" },
+		"ClientID":          func(o *policy.OAuth2) { o.ClientID += "x" },
+		"ClientSecret":      func(o *policy.OAuth2) { o.ClientSecret.Kind = policy.SecretFile },
+		"PrivateKey":        func(o *policy.OAuth2) { o.PrivateKey = o.ClientSecret },
+		"KeyID":             func(o *policy.OAuth2) { o.KeyID = "k" },
+		"SigningAlgorithm":  func(o *policy.OAuth2) { o.SigningAlgorithm = "PS256" },
+		"AssertionAudience": func(o *policy.OAuth2) { o.AssertionAudience = "https://as.company.com" },
+		"NoAssertionTyp":    func(o *policy.OAuth2) { o.NoAssertionTyp = true },
+		"Certificate":       func(o *policy.OAuth2) { o.Certificate = "cert.pem" },
+		"RawBasic":          func(o *policy.OAuth2) { o.RawBasic = true },
+		"AuthMethod":        func(o *policy.OAuth2) { o.AuthMethod = policy.ClientSecretPost },
+		"Scopes":            func(o *policy.OAuth2) { o.Scopes = []string{"mcp.read"} },
+		"Resource":          func(o *policy.OAuth2) { o.Resource = "" },
+		"Audience":          func(o *policy.OAuth2) { o.Audience = "" },
+		"Params":            func(o *policy.OAuth2) { o.Params = nil },
+		"DefaultLifetime":   func(o *policy.OAuth2) { o.DefaultLifetime++ },
+		"MaxLifetime":       func(o *policy.OAuth2) { o.MaxLifetime++ },
 	}
 	for f := range reflect.TypeFor[policy.OAuth2]().Fields() {
 		change := changes[f.Name]
@@ -65,6 +72,11 @@ func TestT9_NeighboursDoNotCollide(t *testing.T) {
 		func(o *policy.OAuth2) *string { return &o.ClientID },
 		func(o *policy.OAuth2) *string { return (*string)(&o.AuthMethod) },
 		func(o *policy.OAuth2) *string { return &o.ClientSecret.Name },
+		func(o *policy.OAuth2) *string { return &o.PrivateKey.Name },
+		func(o *policy.OAuth2) *string { return &o.KeyID },
+		func(o *policy.OAuth2) *string { return &o.SigningAlgorithm },
+		func(o *policy.OAuth2) *string { return &o.AssertionAudience },
+		func(o *policy.OAuth2) *string { return &o.Certificate },
 		func(o *policy.OAuth2) *string { return &o.Resource },
 		func(o *policy.OAuth2) *string { return &o.Audience },
 	}

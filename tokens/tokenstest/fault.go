@@ -91,10 +91,10 @@ func oauth(status int, code string) wrong {
 func statuses() map[Fault]wrong {
 	t := map[Fault]wrong{
 		EchoForm: func(_ *Server, w http.ResponseWriter, r *http.Request, raw string, form url.Values) bool {
-			return says(500, "text/plain", raw+" "+basicPair(r)+" "+form.Get("client_secret"))(nil, w, r, "", nil)
+			return says(500, "text/plain", raw+" "+basicPair(r)+" "+form.Get("client_secret")+form.Get("client_assertion"))(nil, w, r, "", nil)
 		},
-		"echo_description": func(_ *Server, w http.ResponseWriter, r *http.Request, raw string, _ url.Values) bool {
-			(&oauthError{400, "invalid_request", "bad form " + raw + basicPair(r) + r.Header.Get("Authorization"), false}).write(w)
+		"echo_description": func(_ *Server, w http.ResponseWriter, r *http.Request, raw string, form url.Values) bool {
+			(&oauthError{400, "invalid_request", "bad form " + form.Get("client_assertion") + raw + basicPair(r) + r.Header.Get("Authorization"), false}).write(w)
 			return true
 		},
 		"unauthorized_bare": says(401, "text/plain", "no"),

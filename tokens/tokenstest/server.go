@@ -13,6 +13,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/go-jose/go-jose/v4"
 )
 
 // recorded is how many requests are kept for Recorded.
@@ -20,10 +22,14 @@ const recorded = 4096
 
 // Client is a registered client.
 type Client struct {
-	// Secret is its secret.
+	// Secret is its secret; empty for a client without one.
 	Secret string
-	// Methods are the authentication methods it may use; nil means
-	// client_secret_basic and client_secret_post.
+	// RawBasic takes client_secret_basic as it comes, without form-decoding.
+	RawBasic bool
+	// Keys are its public keys, for private_key_jwt.
+	Keys []jose.JSONWebKey
+	// Methods are the authentication methods it may use; nil means all that
+	// it has the means for.
 	Methods []string
 	// Scopes, Resources and Audiences are what it may ask for; nil means anything.
 	Scopes, Resources, Audiences []string
@@ -46,6 +52,9 @@ type Config struct {
 	Lifetime time.Duration
 	// Algorithm signs the tokens: ES256 (also when empty) or RS256.
 	Algorithm string
+	// NoAssertionTyp makes the server an old one that refuses client
+	// assertions with a typ header, instead of those without.
+	NoAssertionTyp bool
 	// Control serves /control/revoke, /control/rotate, /control/fail?fault=NAME
 	// and /control/heal (POST), so that another process can drive the server.
 	Control bool
@@ -80,6 +89,7 @@ type Server struct {
 	mu       sync.Mutex // guards all below
 	keys     []signer   // the last one signs
 	issued   map[string]issue
+	used     map[string]time.Time // the jti of assertions, to their end
 	requests int
 	byClient map[string]int
 	log      []Request
@@ -106,7 +116,7 @@ func New(cfg Config) (*Server, error) {
 	if cfg.Addr == "" {
 		cfg.Addr = "127.0.0.1:0"
 	}
-	s := &Server{cfg: cfg, done: make(chan struct{}), issued: map[string]issue{}, byClient: map[string]int{}}
+	s := &Server{cfg: cfg, done: make(chan struct{}), issued: map[string]issue{}, used: map[string]time.Time{}, byClient: map[string]int{}}
 	if err := s.rotate(); err != nil {
 		return nil, err
 	}

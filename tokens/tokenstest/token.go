@@ -113,7 +113,7 @@ func (s *Server) serveToken(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	form, _ := url.ParseQuery(string(raw))
-	id, _ := credentials(r, form)
+	id, _ := s.credentials(r, form)
 	s.mu.Lock()
 	s.byClient[id]++
 	s.mu.Unlock()
@@ -218,29 +218,48 @@ func malformed(r *http.Request, form url.Values) *oauthError {
 // authenticate checks the client's one proof (RFC 6749 §2.3).
 func (s *Server) authenticate(r *http.Request, form url.Values) (string, Client, *oauthError) {
 	_, _, basic := r.BasicAuth()
-	if basic && form.Has("client_secret") {
+	method, proofs := "", 0
+	for name, given := range map[string]bool{
+		"client_secret_basic": basic, "client_secret_post": form.Has("client_secret"), "private_key_jwt": form.Has("client_assertion"),
+	} {
+		if given {
+			method = name
+			proofs++
+		}
+	}
+	if proofs > 1 {
 		return "", Client{}, &oauthError{400, "invalid_request", "two authentication methods", false}
 	}
-	method := "client_secret_post"
-	if basic {
-		method = "client_secret_basic"
-	}
-	id, secret := credentials(r, form)
+	id, secret := s.credentials(r, form)
 	s.mu.Lock()
 	c, ok := s.cfg.Clients[id]
 	s.mu.Unlock()
-	if !ok || secret != c.Secret || c.Methods != nil && !slices.Contains(c.Methods, method) {
-		return "", Client{}, &oauthError{401, "invalid_client", "client authentication failed", basic}
+	wrong := "client authentication failed"
+	switch {
+	case !ok || method == "" || c.Methods != nil && !slices.Contains(c.Methods, method):
+	case method == "private_key_jwt":
+		wrong = s.checkAssertion(id, c, form)
+	case c.Secret != "" && secret == c.Secret:
+		wrong = ""
+	}
+	if wrong != "" {
+		return "", Client{}, &oauthError{401, "invalid_client", wrong, basic}
 	}
 	return id, c, nil
 }
 
 // credentials reads the client's id and secret, form-decoded as RFC 6749 §2.3.1
 // and appendix B demand.
-func credentials(r *http.Request, form url.Values) (id, secret string) {
+func (s *Server) credentials(r *http.Request, form url.Values) (id, secret string) {
 	user, pass, ok := r.BasicAuth()
 	if !ok {
-		return form.Get("client_id"), form.Get("client_secret")
+		return cmp.Or(form.Get("client_id"), subject(form.Get("client_assertion"))), form.Get("client_secret")
+	}
+	s.mu.Lock()
+	raw := s.cfg.Clients[user].RawBasic
+	s.mu.Unlock()
+	if raw {
+		return user, pass
 	}
 	id, err := url.QueryUnescape(user)
 	if err != nil {
@@ -271,9 +290,10 @@ func (s *Server) serveJWKS(w http.ResponseWriter, _ *http.Request) {
 func (s *Server) serveMetadata(w http.ResponseWriter, _ *http.Request) {
 	writeJSON(w, http.StatusOK, map[string]any{
 		"issuer": s.cfg.Issuer, "token_endpoint": s.TokenURL(), "jwks_uri": s.JWKSURL(),
-		"grant_types_supported":                 []string{"client_credentials"},
-		"response_types_supported":              []string{},
-		"token_endpoint_auth_methods_supported": []string{"client_secret_basic", "client_secret_post"},
+		"grant_types_supported":                            []string{"client_credentials"},
+		"response_types_supported":                         []string{},
+		"token_endpoint_auth_methods_supported":            []string{"client_secret_basic", "client_secret_post", "private_key_jwt"},
+		"token_endpoint_auth_signing_alg_values_supported": algorithms(),
 	})
 }
 

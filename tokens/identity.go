@@ -1,0 +1,107 @@
+package tokens
+
+import (
+	"crypto/rand"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/url"
+	"time"
+
+	"github.com/go-jose/go-jose/v4"
+	"golang.org/x/oauth2"
+
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
+)
+
+const (
+	// assertionLife is how long a client assertion is good: one attempt.
+	assertionLife = time.Minute
+	// assertionType is the one of RFC 7523 §2.2, assertionTyp the header that
+	// tells a client assertion from every other JWT (RFC 7523bis).
+	assertionType = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
+	assertionTyp  = "client-authentication+jwt"
+)
+
+// proof is what a client proves itself with, as read for one token request.
+type proof struct {
+	secret string // the client secret
+	key    string // the private key
+}
+
+// identity is how one token request names and proves its client: exactly one
+// method (RFC 6749 §2.3).
+type identity struct {
+	style      oauth2.AuthStyle
+	id, secret string
+	params     url.Values
+	// header replaces the Authorization that x/oauth2 wrote; nil leaves it.
+	header func(http.Header)
+	hidden redactor
+}
+
+// identify makes the identity of one attempt. Nothing of it is used twice.
+func (cl *client) identify(p proof, now time.Time) (identity, *Error) {
+	id := identity{style: oauth2.AuthStyleInParams, id: cl.o.ClientID}
+	switch cl.o.AuthMethod {
+	case policy.ClientSecretBasic:
+		id.style, id.secret = oauth2.AuthStyleInHeader, p.secret
+		if cl.o.RawBasic {
+			id.header = func(h http.Header) {
+				r := http.Request{Header: h}
+				r.SetBasicAuth(cl.o.ClientID, p.secret)
+			}
+		}
+	case policy.ClientSecretPost:
+		id.secret = p.secret
+	case policy.PrivateKeyJWT:
+		jwt, err := cl.assert(p.key, now)
+		if err != nil {
+			return identity{}, unavailable("key_unusable", "the private key %s cannot be used: %s", oneLine(cl.o.PrivateKey.String(), 100), err)
+		}
+		id.params = url.Values{"client_assertion_type": {assertionType}, "client_assertion": {jwt}}
+		id.hidden = newRedactor("", "", jwt)
+		return id, nil
+	case policy.TLSClientAuth, policy.SelfSignedTLSClientAuth:
+	}
+	id.hidden = newRedactor(id.id, id.secret)
+	return id, nil
+}
+
+// assert signs a client assertion (RFC 7523 §3 and RFC 7523bis): the issuer is
+// its only audience, since one that names a token endpoint can be played back
+// to another server that claims the same endpoint.
+func (cl *client) assert(text string, now time.Time) (string, error) {
+	key, err := parsePrivateKey(text)
+	if err != nil {
+		return "", err
+	}
+	alg, err := key.algorithm(cl.o.SigningAlgorithm, nil)
+	if err != nil {
+		return "", err
+	}
+	opts := &jose.SignerOptions{}
+	if !cl.o.NoAssertionTyp {
+		opts = opts.WithType(assertionTyp)
+	}
+	kid := cl.o.KeyID
+	if kid == "" {
+		kid = key.id
+	}
+	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: alg, Key: jose.JSONWebKey{Key: key.signer, KeyID: kid}}, opts)
+	if err != nil {
+		return "", fmt.Errorf("%s does not sign with it", alg)
+	}
+	claims, err := json.Marshal(map[string]any{
+		"iss": cl.o.ClientID, "sub": cl.o.ClientID, "aud": cl.o.AssertionAudience,
+		"iat": now.Unix(), "exp": now.Add(assertionLife).Unix(), "jti": rand.Text(),
+	})
+	if err != nil {
+		return "", err
+	}
+	jws, err := signer.Sign(claims)
+	if err != nil {
+		return "", fmt.Errorf("%s does not sign with it", alg)
+	}
+	return jws.CompactSerialize()
+}
