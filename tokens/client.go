@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/oauth2"
@@ -67,7 +68,7 @@ func newClient(o *policy.OAuth2, n *network) (*client, error) {
 	if err := cl.fill(); err != nil {
 		return nil, err
 	}
-	if err := n.check(o.CA); err != nil {
+	if err := n.check(cl.trust()); err != nil {
 		return nil, err
 	}
 	return cl, nil
@@ -89,8 +90,15 @@ func methodFits(o *policy.OAuth2) error {
 		}
 		return nil
 	case policy.TLSClientAuth, policy.SelfSignedTLSClientAuth:
+		if o.Certificate == "" || o.PrivateKey.IsZero() {
+			return fmt.Errorf("auth_method %s: want a certificate and its private_key", o.AuthMethod)
+		}
+		if !strings.HasPrefix(o.TokenURL, "https:") {
+			return fmt.Errorf("auth_method %s: want an https token_url, since the certificate is shown in TLS only", o.AuthMethod)
+		}
+		return nil
 	}
-	return fmt.Errorf("auth_method %q: want client_secret_basic, client_secret_post or private_key_jwt", o.AuthMethod)
+	return fmt.Errorf("auth_method %q: want client_secret_basic, client_secret_post, private_key_jwt, tls_client_auth or self_signed_tls_client_auth", o.AuthMethod)
 }
 
 // fill lays out the form. No parameter is empty or there twice (RFC 6749 §3.2).
@@ -116,12 +124,33 @@ func (cl *client) fill() error {
 	return nil
 }
 
+// trust names the connections that this client may use.
+func (cl *client) trust() trust {
+	t := trust{ca: cl.o.CA}
+	if cl.o.AuthMethod.MutualTLS() {
+		t.cert, t.key = cl.o.Certificate, cl.o.PrivateKey
+	}
+	return t
+}
+
+func (cl *client) transport(p proof) (http.RoundTripper, *Error) {
+	t := cl.trust()
+	base, err := cl.net.transport(t, p.key)
+	switch {
+	case errors.Is(err, errCertificate):
+		return nil, unavailable("certificate_unusable", "the client certificate for %s cannot be used: %s", cl.host, oneLine(err.Error(), maxQuote))
+	case err != nil:
+		return nil, unavailable("ca_unreadable", "the authorities of the token endpoint %s cannot be read from its ca file", cl.host)
+	}
+	return base, nil
+}
+
 // fetch makes one token request and checks the answer. x/oauth2 lays out the
 // request; the exchange below it closes what x/oauth2 leaves open, on both sides.
 func (cl *client) fetch(ctx context.Context, p proof, now func() time.Time) (granted, *Error) {
-	base, err := cl.net.transport(cl.o.CA)
-	if err != nil {
-		return granted{}, unavailable("ca_unreadable", "the authorities of the token endpoint %s cannot be read from its ca file", cl.host)
+	base, bad := cl.transport(p)
+	if bad != nil {
+		return granted{}, bad
 	}
 	who, bad := cl.identify(p, now())
 	if bad != nil {

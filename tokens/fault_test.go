@@ -230,7 +230,7 @@ func TestANewAuthorityIsTrustedAtTheNextFetch(t *testing.T) {
 	o := spec(two.TokenURL())
 	o.CA = ca
 	n := newNetwork(nil)
-	if err := n.check(ca); err != nil {
+	if err := n.check(trust{ca: ca}); err != nil {
 		t.Fatal(err)
 	}
 	_, err := source(t, c, "a", o).Token(t.Context())

@@ -42,9 +42,6 @@ func parsePrivateKey(text string) (privateKey, error) {
 	if r, ok := k.signer.(*rsa.PrivateKey); ok && r.N.BitLen() < minRSA {
 		return privateKey{}, fmt.Errorf("it is an RSA key of %d bits, want at least %d", r.N.BitLen(), minRSA)
 	}
-	if len(k.algorithms()) == 0 {
-		return privateKey{}, errors.New("want an RSA, P-256 or Ed25519 key")
-	}
 	return k, nil
 }
 
@@ -115,6 +112,9 @@ func (k privateKey) algorithms() []string {
 // says, else the first that the server takes; offered is nil when it does not say.
 func (k privateKey) algorithm(asked string, offered []string) (jose.SignatureAlgorithm, error) {
 	can := k.algorithms()
+	if len(can) == 0 {
+		return "", errors.New("want an RSA, P-256 or Ed25519 key")
+	}
 	if asked == "" {
 		asked = k.alg
 	}

@@ -3,6 +3,7 @@ package tokenstest
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"net"
 	"net/http"
@@ -28,6 +29,10 @@ type Client struct {
 	RawBasic bool
 	// Keys are its public keys, for private_key_jwt.
 	Keys []jose.JSONWebKey
+	// Certificates are its self-signed certificates, and CommonName the name in
+	// one that ClientCAs signed: tls_client_auth (RFC 8705). Config.MTLS must be on.
+	Certificates []*x509.Certificate
+	CommonName   string
 	// Methods are the authentication methods it may use; nil means all that
 	// it has the means for.
 	Methods []string
@@ -46,6 +51,11 @@ type Config struct {
 	// TLS turns on https with a certificate of the server's own authority
 	// (CAFile). See the TLS modes for bad ones.
 	TLS TLSMode
+	// MTLS opens a second listener, MTLSTokenURL, that asks for client
+	// certificates. It needs TLS.
+	MTLS bool
+	// ClientCAs sign client certificates.
+	ClientCAs *x509.CertPool
 	// Issuer is the iss of the tokens; empty means the server's URL.
 	Issuer string
 	// Lifetime of the tokens; 0 means 5 minutes.
@@ -70,6 +80,8 @@ type Request struct {
 	// Header holds all headers, Query the query of the URL.
 	Header http.Header
 	Query  string
+	// Certificate is the client certificate it came with, nil for none.
+	Certificate *x509.Certificate
 	// At is when it came.
 	At time.Time
 }
@@ -82,6 +94,8 @@ type Server struct {
 	http      *http.Server
 	elsewhere *http.Server
 	otherBase string
+	mtls      *http.Server
+	mtlsBase  string
 	dir       string
 	ca        string
 	done      chan struct{}
@@ -164,6 +178,10 @@ func (s *Server) listen() error {
 			return err
 		}
 		scheme, l = "https", tls.NewListener(l, conf)
+		if err := s.listenMTLS(conf.Clone()); err != nil {
+			_, _ = l.Close(), other.Close()
+			return err
+		}
 	}
 	s.base, s.otherBase = scheme+"://"+l.Addr().String(), "http://"+other.Addr().String()
 	if s.cfg.Issuer == "" {
@@ -173,6 +191,24 @@ func (s *Server) listen() error {
 	s.elsewhere = &http.Server{Handler: http.HandlerFunc(s.serveElsewhere), ReadHeaderTimeout: 10 * time.Second, ErrorLog: quiet()}
 	go func() { _ = s.http.Serve(l) }()
 	go func() { _ = s.elsewhere.Serve(other) }()
+	return nil
+}
+
+// listenMTLS opens the listener that asks for client certificates. It takes any:
+// the token endpoint judges them.
+func (s *Server) listenMTLS(conf *tls.Config) error {
+	if !s.cfg.MTLS {
+		return nil
+	}
+	var lc net.ListenConfig
+	l, err := lc.Listen(context.Background(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		return fmt.Errorf("listening: %w", err)
+	}
+	conf.ClientAuth = tls.RequestClientCert
+	s.mtlsBase = "https://" + l.Addr().String()
+	s.mtls = &http.Server{Handler: s.routes(), ReadHeaderTimeout: 10 * time.Second, ErrorLog: quiet()}
+	go func() { _ = s.mtls.Serve(tls.NewListener(l, conf)) }()
 	return nil
 }
 
@@ -198,7 +234,7 @@ func (s *Server) Close() {
 		close(s.done)
 	}
 	s.mu.Unlock()
-	for _, h := range []*http.Server{s.http, s.elsewhere} {
+	for _, h := range []*http.Server{s.http, s.elsewhere, s.mtls} {
 		if h != nil {
 			_ = h.Close()
 		}
@@ -216,6 +252,9 @@ func (s *Server) Issuer() string { return s.cfg.Issuer }
 
 // TokenURL returns the token endpoint.
 func (s *Server) TokenURL() string { return s.base + "/token" }
+
+// MTLSTokenURL returns the token endpoint that asks for client certificates.
+func (s *Server) MTLSTokenURL() string { return s.mtlsBase + "/token" }
 
 // JWKSURL returns where the keys are.
 func (s *Server) JWKSURL() string { return s.base + "/jwks" }

@@ -117,9 +117,11 @@ func (s *Server) serveToken(w http.ResponseWriter, r *http.Request) {
 	s.mu.Lock()
 	s.byClient[id]++
 	s.mu.Unlock()
-	fault, ok := s.record(Request{
-		Form: form, Raw: string(raw), Header: r.Header.Clone(), Query: r.URL.RawQuery, At: s.cfg.Now(),
-	})
+	request := Request{Form: form, Raw: string(raw), Header: r.Header.Clone(), Query: r.URL.RawQuery, At: s.cfg.Now()}
+	if r.TLS != nil && len(r.TLS.PeerCertificates) > 0 {
+		request.Certificate = r.TLS.PeerCertificates[0]
+	}
+	fault, ok := s.record(request)
 	if ok && s.misbehave(fault, w, r, string(raw), form) {
 		return
 	}
@@ -234,9 +236,14 @@ func (s *Server) authenticate(r *http.Request, form url.Values) (string, Client,
 	s.mu.Lock()
 	c, ok := s.cfg.Clients[id]
 	s.mu.Unlock()
+	if method == "" {
+		method = s.certified(r, c)
+	}
 	wrong := "client authentication failed"
 	switch {
 	case !ok || method == "" || c.Methods != nil && !slices.Contains(c.Methods, method):
+	case strings.Contains(method, "tls_client_auth"):
+		wrong = ""
 	case method == "private_key_jwt":
 		wrong = s.checkAssertion(id, c, form)
 	case c.Secret != "" && secret == c.Secret:
