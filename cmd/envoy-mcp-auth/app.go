@@ -58,6 +58,7 @@ func newApp(ctx context.Context, src *source, log zerolog.Logger) (*app, error) 
 	a.reload = &reloader{src: src, app: a}
 	if err := a.reload.first(); err != nil {
 		a.tokens.Close()
+		a.secrets.Close()
 		return nil, err
 	}
 	if err := a.open(ctx, a.reload.set.Load()); err != nil {
@@ -165,6 +166,7 @@ func (a *app) close() {
 		}
 	}
 	a.tokens.Close()
+	a.secrets.Close()
 }
 
 // ready is what /readyz asks.
@@ -172,6 +174,9 @@ func (a *app) ready() error {
 	set := a.reload.set.Load()
 	if a.grpcListener == nil {
 		return errors.New("the listener is not open yet")
+	}
+	if err := errors.Join(a.secrets.Missing()...); err != nil {
+		return err
 	}
 	waiting, failing := 0, ""
 	for _, s := range a.reload.sources() {

@@ -4,13 +4,18 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
+	"github.com/rs/zerolog"
 	"github.com/spf13/cobra"
 
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/envoy"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/secrets"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
 )
+
+// secretsWait is how long check and token wait for stores.
+const secretsWait = 15 * time.Second
 
 // checkReport is what check shows.
 type checkReport struct {
@@ -63,8 +68,7 @@ func check(src *source, envoyFile string) (*checkReport, error) {
 		return nil, err
 	default:
 		report.Warnings = append(report.Warnings, set.Warnings...)
-		store := secrets.New(secrets.Config{Env: src.st.env})
-		if err := store.Require(secrets.Of(set)); err != nil {
+		for _, err := range unreadable(set, src.st) {
 			report.Faults = append(report.Faults, policy.Fault{File: src.file, Line: 1, Text: err.Error()})
 		}
 	}
@@ -81,6 +85,16 @@ func check(src *source, envoyFile string) (*checkReport, error) {
 	}
 	report.Findings = append(report.Findings, found...)
 	return report, nil
+}
+
+// unreadable reads every secret once, those in stores too.
+func unreadable(set *policy.Set, st streams) []error {
+	store := secrets.New(secrets.Config{Env: st.env, Wait: secretsWait, Log: zerolog.Nop()})
+	defer store.Close()
+	if err := store.Require(secrets.Of(set)); err != nil {
+		return []error{err}
+	}
+	return store.Missing()
 }
 
 func (r *checkReport) text(st streams) error {

@@ -111,14 +111,17 @@ func (r *reloader) load() error {
 	if err != nil {
 		return err
 	}
-	refs := secrets.Of(set)
-	if err := r.app.secrets.Require(refs); err != nil {
+	needs := secrets.Of(set)
+	if err := r.app.secrets.Require(needs); err != nil {
 		return fmt.Errorf("reading secrets: %w", err)
 	}
 	if err := r.app.server.Load(set); err != nil {
+		if old := r.set.Load(); old != nil {
+			r.app.secrets.Retain(secrets.Of(old))
+		}
 		return err
 	}
-	r.app.secrets.Retain(refs)
+	r.app.secrets.Retain(needs)
 	if old := r.set.Swap(set); old != nil && (old.Server.Listen != set.Server.Listen || old.Server.Admin != set.Server.Admin) {
 		r.app.log.Warn().Msg("server.listen and server.admin take effect at the next start")
 	}

@@ -66,7 +66,8 @@ func newToken(st streams) *cobra.Command {
 
 // fetchAll fetches for every upstream that is lent an access token.
 func fetchAll(ctx context.Context, set *policy.Set, only string, st streams) ([]tokenReport, error) {
-	store := secrets.New(secrets.Config{Env: st.env, Log: zerolog.Nop()})
+	store := secrets.New(secrets.Config{Env: st.env, Wait: secretsWait, Log: zerolog.Nop()})
+	defer store.Close()
 	if err := store.Require(secrets.Of(set)); err != nil {
 		return nil, err
 	}
