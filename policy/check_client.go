@@ -5,10 +5,11 @@ import (
 	"strings"
 )
 
-// method is auth_method, or what follows from the things the client has.
+// method is auth_method, or what follows from the things the client has; empty
+// when that is for the issuer's metadata to say.
 func (o *OAuth2Spec) method() AuthMethod {
 	switch {
-	case o.AuthMethod != "":
+	case o.AuthMethod != "" || o.Issuer != "":
 		return AuthMethod(o.AuthMethod)
 	case o.Certificate != nil:
 		return TLSClientAuth
@@ -40,13 +41,23 @@ func (c *checker) clientAuth(path string, spec *OAuth2Spec) {
 
 // methodKeys checks for the keys that a method needs, and against those it does not use.
 func (c *checker) methodKeys(path string, m AuthMethod) {
-	needs := m.needs()
-	for _, key := range needs {
-		if p := join(path, key); !c.has(p) {
-			c.fault(p, "want a value, since the auth_method is %s; add this key", m)
+	var uses []string
+	methods := []AuthMethod{m}
+	if m == "" {
+		methods = c.candidates(path)
+	}
+	for _, m = range methods {
+		needs := m.needs()
+		for _, key := range needs {
+			if p := join(path, key); !c.has(p) {
+				c.fault(p, "want a value, since the auth_method is %s; add this key", m)
+			}
+		}
+		uses = append(append(uses, needs...), m.allows()...)
+		if m == PrivateKeyJWT && !c.has(path+".issuer") && !c.has(path+".assertion_audience") {
+			c.fault(path+".assertion_audience", "want the issuer of the authorization server, which a token_url does not tell; add this key, or write issuer in place of token_url")
 		}
 	}
-	uses := append(needs, m.allows()...)
 	for _, key := range []string{
 		"client_secret", "private_key", "certificate", "key_id", "signing_algorithm", "assertion_audience", "assertion_typ", "basic_encoding",
 	} {
@@ -54,6 +65,21 @@ func (c *checker) methodKeys(path string, m AuthMethod) {
 			c.fault(p, "the auth_method %s does not use this key; remove it, or choose another auth_method", m)
 		}
 	}
+}
+
+// candidates lists what the metadata chooses from, one for each thing the client has.
+func (c *checker) candidates(path string) []AuthMethod {
+	if c.has(path + ".certificate") {
+		return []AuthMethod{TLSClientAuth}
+	}
+	var all []AuthMethod
+	if c.has(path + ".client_secret") {
+		all = append(all, ClientSecretBasic)
+	}
+	if c.has(path + ".private_key") {
+		all = append(all, PrivateKeyJWT)
+	}
+	return all
 }
 
 func (c *checker) anyOf(path string, keys ...string) bool {
@@ -69,7 +95,7 @@ func (c *checker) anyOf(path string, keys ...string) bool {
 func (m AuthMethod) needs() []string {
 	switch m {
 	case PrivateKeyJWT:
-		return []string{"private_key", "assertion_audience"}
+		return []string{"private_key"}
 	case TLSClientAuth, SelfSignedTLSClientAuth:
 		return []string{"certificate", "private_key"}
 	case ClientSecretBasic, ClientSecretPost:
@@ -81,7 +107,7 @@ func (m AuthMethod) needs() []string {
 func (m AuthMethod) allows() []string {
 	switch m {
 	case PrivateKeyJWT:
-		return []string{"key_id", "signing_algorithm", "assertion_typ"}
+		return []string{"key_id", "signing_algorithm", "assertion_audience", "assertion_typ"}
 	case ClientSecretBasic:
 		return []string{"basic_encoding"}
 	case ClientSecretPost, TLSClientAuth, SelfSignedTLSClientAuth:

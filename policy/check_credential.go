@@ -38,9 +38,7 @@ func (c *checker) fixedHeader(path, name string, seen map[string]bool) {
 }
 
 func (c *checker) oauth2(path string, spec *OAuth2Spec) {
-	c.url(path+".token_url", spec.TokenURL, urlRules{
-		plaintext: spec.AllowPlaintext, query: true, hint: "set allow_plaintext: true if the network between is yours",
-	})
+	c.tokenServer(path, spec)
 	c.clientAuth(path, spec)
 	for _, p := range []struct{ path, value string }{
 		{path + ".client_id", spec.ClientID},
@@ -67,6 +65,22 @@ func (c *checker) oauth2(path string, spec *OAuth2Spec) {
 		if isReservedParam(name) {
 			c.fault(join(path+".params", name), "this parameter is not free; %s", paramHint(name))
 		}
+	}
+}
+
+// tokenServer checks where tokens come from.
+func (c *checker) tokenServer(path string, spec *OAuth2Spec) {
+	const ours = "set allow_plaintext: true if the network between is yours"
+	c.url(path+".token_url", spec.TokenURL, urlRules{plaintext: spec.AllowPlaintext, query: true, hint: ours})
+	c.url(path+".issuer", spec.Issuer, urlRules{plaintext: spec.AllowPlaintext, hint: ours})
+	switch url, issuer := path+".token_url", path+".issuer"; {
+	case c.has(url) && c.has(issuer):
+		c.fault(issuer, "want token_url or issuer, got both; keep the issuer to let its metadata name the endpoint")
+	case !c.has(url) && !c.has(issuer):
+		c.fault(url, "want a token_url or an issuer, got neither; add one")
+	}
+	if p := path + ".allow_private"; c.good(p) && !c.has(path+".issuer") {
+		c.fault(p, "this is about endpoints that an issuer's metadata names, and there is no issuer; remove it")
 	}
 }
 

@@ -137,6 +137,9 @@ func (c *checker) compileCredential(spec *CredentialSpec, resource string) Crede
 func (c *checker) compileOAuth2(o *OAuth2Spec, resource string) *OAuth2 {
 	lent := &OAuth2{
 		TokenURL:          o.TokenURL,
+		Issuer:            o.Issuer,
+		AllowPlaintext:    o.AllowPlaintext,
+		AllowPrivate:      o.AllowPrivate,
 		CA:                c.resolve(o.CA),
 		ClientID:          o.ClientID,
 		ClientSecret:      o.ClientSecret.Ref,
@@ -152,6 +155,9 @@ func (c *checker) compileOAuth2(o *OAuth2Spec, resource string) *OAuth2 {
 		Audience:          o.Audience,
 		DefaultLifetime:   time.Duration(o.DefaultLifetime),
 		MaxLifetime:       time.Duration(o.MaxLifetime),
+	}
+	if lent.AssertionAudience == "" {
+		lent.AssertionAudience = o.Issuer
 	}
 	if o.Certificate != nil {
 		lent.Certificate = c.resolve(o.Certificate.File)

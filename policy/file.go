@@ -147,10 +147,14 @@ type CredentialSpec struct {
 
 // OAuth2Spec is an OAuth 2 client (RFC 6749 §4.4, client credentials).
 type OAuth2Spec struct {
-	// TokenURL is the token endpoint.
-	TokenURL string `yaml:"token_url" required:"true"`
-	// AllowPlaintext permits an http token_url that is not loopback.
+	// TokenURL is the token endpoint. Write it, or `issuer`.
+	TokenURL string `yaml:"token_url"`
+	// Issuer is the authorization server's issuer identifier, exactly as the server writes it. Its metadata (RFC 8414 or OpenID Connect Discovery) then names the token endpoint; the credential goes to no other issuer.
+	Issuer string `yaml:"issuer"`
+	// AllowPlaintext permits an http token_url or issuer that is not loopback, and an http endpoint in the issuer's metadata.
 	AllowPlaintext bool `yaml:"allow_plaintext"`
+	// AllowPrivate permits a token endpoint that the metadata puts on another host than the issuer's, at a private or loopback address. A proxy at such an address needs it too.
+	AllowPrivate bool `yaml:"allow_private"`
 	// ClientID is the client's identifier.
 	ClientID string `yaml:"client_id" required:"true"`
 	// ClientSecret is the client's secret, for the client_secret methods: `${NAME}`, {env: NAME} or {file: PATH}. Never the secret itself.
@@ -161,13 +165,13 @@ type OAuth2Spec struct {
 	KeyID string `yaml:"key_id"`
 	// SigningAlgorithm signs the assertions. Left out, it follows from the key: RS256, ES256 or EdDSA.
 	SigningAlgorithm string `yaml:"signing_algorithm" enum:"RS256,PS256,ES256,EdDSA"`
-	// AssertionAudience is the sole `aud` of the assertions: the authorization server's issuer.
+	// AssertionAudience is the sole `aud` of the assertions: the authorization server's issuer. Left out, `issuer`; with `token_url` it must be given.
 	AssertionAudience string `yaml:"assertion_audience"`
 	// AssertionTyp puts `typ: client-authentication+jwt` on the assertions. Set it to false for servers that refuse it.
 	AssertionTyp *bool `yaml:"assertion_typ" default:"true"`
 	// Certificate is the client certificate of the TLS methods, a PEM chain read again when it changes.
 	Certificate *PathSpec `yaml:"certificate"`
-	// AuthMethod says how the client authenticates. Left out, it follows from what the client has: a `certificate` means tls_client_auth, a `private_key` private_key_jwt, a `client_secret` client_secret_basic.
+	// AuthMethod says how the client authenticates. Left out, it follows from what the client has: a `certificate` means tls_client_auth, a `private_key` private_key_jwt, a `client_secret` client_secret_basic. With `issuer`, the server's metadata chooses among what the client has: private_key_jwt, client_secret_basic, client_secret_post, in this order.
 	AuthMethod string `yaml:"auth_method" enum:"client_secret_basic,client_secret_post,private_key_jwt,tls_client_auth,self_signed_tls_client_auth"`
 	// BasicEncoding says how client_secret_basic writes id and secret: form-encoded as RFC 6749 §2.3.1 demands (`form`), or as they are (`raw`), for servers that do not decode.
 	BasicEncoding string `yaml:"basic_encoding" default:"form" enum:"form,raw"`

@@ -105,7 +105,11 @@ func (m AuthMethod) MutualTLS() bool { return m == TLSClientAuth || m == SelfSig
 // OAuth2 is a compiled OAuth 2 client, every default filled in. Two upstreams
 // with equal OAuth2 values share one token.
 type OAuth2 struct {
-	TokenURL     string
+	// TokenURL or Issuer is set.
+	TokenURL, Issuer string
+	// AllowPlaintext and AllowPrivate are about endpoints in the issuer's metadata.
+	AllowPlaintext, AllowPrivate bool
+
 	CA           string
 	ClientID     string
 	ClientSecret SecretRef
@@ -120,7 +124,8 @@ type OAuth2 struct {
 	NoAssertionTyp bool
 	// Certificate is the path of the client certificate.
 	Certificate string
-	AuthMethod  AuthMethod
+	// AuthMethod is empty when the issuer's metadata decides.
+	AuthMethod AuthMethod
 	// RawBasic sends client_secret_basic without form-encoding.
 	RawBasic bool
 	// Scopes in the order requested.

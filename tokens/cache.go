@@ -79,6 +79,7 @@ type Cache struct {
 	ctx    context.Context //nolint:containedctx // the life of the fetches, which is the cache's and no caller's
 	cancel context.CancelFunc
 	net    *network
+	dir    *directory
 	slots  chan struct{}
 	// deadline is fetchDeadline, but in tests that cannot wait for it.
 	deadline time.Duration
@@ -109,6 +110,10 @@ func New(cfg Config) *Cache {
 		sources:   map[string]*Source{},
 		endpoints: map[string]chan struct{}{},
 	}
+	c.dir = &directory{
+		net: c.net, now: cfg.Now, dice: cfg.Dice, spawn: c.spawn, ctx: ctx, servers: map[server]*record{},
+		deadline: func() time.Duration { return c.deadline },
+	}
 	_, _ = rand.Read(c.key) // never fails
 	return c
 }
@@ -119,7 +124,7 @@ func New(cfg Config) *Cache {
 // Token does. An error means that the credential can never work as it is
 // written.
 func (c *Cache) Source(upstream string, o *policy.OAuth2) (*Source, error) {
-	cl, err := newClient(o, c.net)
+	cl, err := newClient(o, c.dir)
 	if err != nil {
 		return nil, fmt.Errorf("credential of upstream %q: %w", upstream, err)
 	}
@@ -161,7 +166,7 @@ func (c *Cache) Retain(keep []*Source) {
 		names[s.entry] = append(names[s.entry], s.name)
 		c.sources[s.name] = s
 	}
-	hosts := map[string]bool{}
+	hosts, servers := map[string]bool{}, map[server]bool{}
 	for k, e := range c.entries {
 		if names[e] == nil {
 			e.stop()
@@ -170,7 +175,9 @@ func (c *Cache) Retain(keep []*Source) {
 		}
 		e.shared(names[e])
 		hosts[e.client.host] = true
+		servers[e.client.server()] = true
 	}
+	c.dir.retain(servers)
 	for host := range c.endpoints {
 		if !hosts[host] {
 			delete(c.endpoints, host)

@@ -1,6 +1,7 @@
 package tokens
 
 import (
+	"cmp"
 	"crypto/rand"
 	"encoding/json"
 	"fmt"
@@ -41,9 +42,9 @@ type identity struct {
 }
 
 // identify makes the identity of one attempt. Nothing of it is used twice.
-func (cl *client) identify(p proof, now time.Time) (identity, *Error) {
+func (cl *client) identify(at target, p proof, now time.Time) (identity, *Error) {
 	id := identity{style: oauth2.AuthStyleInParams, id: cl.o.ClientID}
-	switch cl.o.AuthMethod {
+	switch at.method {
 	case policy.ClientSecretBasic:
 		id.style, id.secret = oauth2.AuthStyleInHeader, p.secret
 		if cl.o.RawBasic {
@@ -55,7 +56,7 @@ func (cl *client) identify(p proof, now time.Time) (identity, *Error) {
 	case policy.ClientSecretPost:
 		id.secret = p.secret
 	case policy.PrivateKeyJWT:
-		jwt, err := cl.assert(p.key, now)
+		jwt, err := cl.assert(p.key, at.algs, now)
 		if err != nil {
 			return identity{}, unavailable("key_unusable", "the private key %s cannot be used: %s", oneLine(cl.o.PrivateKey.String(), 100), err)
 		}
@@ -71,12 +72,12 @@ func (cl *client) identify(p proof, now time.Time) (identity, *Error) {
 // assert signs a client assertion (RFC 7523 §3 and RFC 7523bis): the issuer is
 // its only audience, since one that names a token endpoint can be played back
 // to another server that claims the same endpoint.
-func (cl *client) assert(text string, now time.Time) (string, error) {
+func (cl *client) assert(text string, algs []string, now time.Time) (string, error) {
 	key, err := parsePrivateKey(text)
 	if err != nil {
 		return "", err
 	}
-	alg, err := key.algorithm(cl.o.SigningAlgorithm, nil)
+	alg, err := key.algorithm(cl.o.SigningAlgorithm, algs)
 	if err != nil {
 		return "", err
 	}
@@ -93,7 +94,7 @@ func (cl *client) assert(text string, now time.Time) (string, error) {
 		return "", fmt.Errorf("%s does not sign with it", alg)
 	}
 	claims, err := json.Marshal(map[string]any{
-		"iss": cl.o.ClientID, "sub": cl.o.ClientID, "aud": cl.o.AssertionAudience,
+		"iss": cl.o.ClientID, "sub": cl.o.ClientID, "aud": cmp.Or(cl.o.AssertionAudience, cl.o.Issuer),
 		"iat": now.Unix(), "exp": now.Add(assertionLife).Unix(), "jti": rand.Text(),
 	})
 	if err != nil {

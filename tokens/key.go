@@ -25,12 +25,12 @@ const grantClientCredentials = "client_credentials"
 func keyOf(o *policy.OAuth2, grant, principal string) key {
 	scopes := slices.Compact(slices.Sorted(slices.Values(o.Scopes)))
 	h := sha256.New()
-	part(h, o.TokenURL, o.CA, o.ClientID, string(o.AuthMethod))
+	part(h, o.TokenURL, o.Issuer, o.CA, o.ClientID, string(o.AuthMethod))
 	for _, ref := range []policy.SecretRef{o.ClientSecret, o.PrivateKey} {
 		part(h, string(rune(ref.Kind)), ref.Name, ref.String())
 	}
 	part(h, o.KeyID, o.SigningAlgorithm, o.AssertionAudience, o.Certificate)
-	part(h, strconv.FormatBool(o.NoAssertionTyp), strconv.FormatBool(o.RawBasic))
+	part(h, strconv.FormatBool(o.NoAssertionTyp), strconv.FormatBool(o.RawBasic), strconv.FormatBool(o.AllowPlaintext), strconv.FormatBool(o.AllowPrivate))
 	part(h, grant, principal, o.Resource, o.Audience)
 	part(h, scopes...)
 	names := make([]string, 0, 2*len(o.Params))

@@ -20,6 +20,9 @@ func TestO15_T9_EveryPartIsInTheKey(t *testing.T) {
 	want := keyOf(&base, grantClientCredentials, "")
 	changes := map[string]func(*policy.OAuth2){
 		"TokenURL":          func(o *policy.OAuth2) { o.TokenURL += "x" },
+		"Issuer":            func(o *policy.OAuth2) { o.Issuer = "https://as.company.com" },
+		"AllowPlaintext":    func(o *policy.OAuth2) { o.AllowPlaintext = true },
+		"AllowPrivate":      func(o *policy.OAuth2) { o.AllowPrivate = true },
 		"CA":                func(o *policy.OAuth2) { o.CA = "" },
 		"ClientID":          func(o *policy.OAuth2) { o.ClientID += "x" },
 		"ClientSecret":      func(o *policy.OAuth2) { o.ClientSecret.Kind = policy.SecretFile },
@@ -68,6 +71,7 @@ func TestO15_ScopesAreASet(t *testing.T) {
 func TestT9_NeighboursDoNotCollide(t *testing.T) {
 	fields := []func(*policy.OAuth2) *string{
 		func(o *policy.OAuth2) *string { return &o.TokenURL },
+		func(o *policy.OAuth2) *string { return &o.Issuer },
 		func(o *policy.OAuth2) *string { return &o.CA },
 		func(o *policy.OAuth2) *string { return &o.ClientID },
 		func(o *policy.OAuth2) *string { return (*string)(&o.AuthMethod) },

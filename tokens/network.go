@@ -31,6 +31,8 @@ type trust struct {
 	ca   string           // path, "" for the system's authorities
 	cert string           // path of the client certificate, "" for none
 	key  policy.SecretRef // its key
+	// guarded refuses private addresses.
+	guarded bool
 }
 
 // pool is the transport for what the files of a trust held.
@@ -84,7 +86,7 @@ func (n *network) transport(t trust, key string) (http.RoundTripper, error) {
 		}
 		old.transport.CloseIdleConnections()
 	}
-	n.pools[t] = &pool{sum: sum, transport: newTransport(conf)}
+	n.pools[t] = &pool{sum: sum, transport: newTransport(conf, t.guarded)}
 	return n.pools[t].transport, nil
 }
 
@@ -167,10 +169,14 @@ func (n *network) close() {
 
 // newTransport returns a transport without cookies and compression, with TLS
 // 1.2 or newer. The deadline of the fetch bounds all of it.
-func newTransport(conf *tls.Config) *http.Transport {
+func newTransport(conf *tls.Config, guarded bool) *http.Transport {
+	dialer := &net.Dialer{Timeout: fetchDeadline, KeepAlive: 30 * time.Second}
+	if guarded {
+		dialer.Control = guard
+	}
 	return &http.Transport{
 		Proxy:                  http.ProxyFromEnvironment,
-		DialContext:            (&net.Dialer{Timeout: fetchDeadline, KeepAlive: 30 * time.Second}).DialContext,
+		DialContext:            dialer.DialContext,
 		TLSClientConfig:        conf,
 		TLSHandshakeTimeout:    fetchDeadline,
 		ResponseHeaderTimeout:  fetchDeadline,

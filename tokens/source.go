@@ -60,10 +60,17 @@ func (s *Source) Ready() bool { return s.entry.alive(s.now()) != nil }
 type Status struct {
 	// Upstream is the handle's name.
 	Upstream string `json:"upstream"`
-	// Endpoint is the token endpoint, AuthMethod how the client authenticates there.
+	// Endpoint is the token endpoint, AuthMethod how the client authenticates
+	// there. With an Issuer, they are empty until its metadata came.
 	Endpoint   string `json:"endpoint"`
 	AuthMethod string `json:"auth_method"`
-	ClientID   string `json:"client_id"`
+	// Issuer is the issuer of the policy, Metadata the URL of the document
+	// that Endpoint was found in, and Offered the authentication methods
+	// that this document names.
+	Issuer   string   `json:"issuer,omitempty"`
+	Metadata string   `json:"metadata,omitempty"`
+	Offered  []string `json:"offered_auth_methods,omitempty"`
+	ClientID string   `json:"client_id"`
 	// Scopes, Resource and Audience are what is requested.
 	Scopes   []string `json:"scopes,omitempty"`
 	Resource string   `json:"resource,omitempty"`
@@ -95,6 +102,11 @@ func (s *Source) Status() Status {
 	st := Status{
 		Upstream: s.name, Endpoint: o.TokenURL, AuthMethod: string(o.AuthMethod), ClientID: o.ClientID,
 		Scopes: slices.Clone(o.Scopes), Resource: o.Resource, Audience: o.Audience,
+	}
+	st.Issuer = o.Issuer
+	if at := e.client.last.Load(); at != nil {
+		st.Endpoint, st.AuthMethod = at.url, string(at.method)
+		st.Metadata, st.Offered = at.found.url, slices.Clone(at.found.methods)
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()

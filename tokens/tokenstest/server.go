@@ -56,8 +56,13 @@ type Config struct {
 	MTLS bool
 	// ClientCAs sign client certificates.
 	ClientCAs *x509.CertPool
-	// Issuer is the iss of the tokens; empty means the server's URL.
-	Issuer string
+	// Issuer is the iss of the tokens; empty means the server's URL, followed
+	// by IssuerPath (such as /tenant).
+	Issuer, IssuerPath string
+	// MetadataForms are the forms of metadata that are served, of oauth
+	// (RFC 8414), openid (its OpenID form) and appended (OpenID Connect
+	// Discovery, below the issuer's path); nil means all.
+	MetadataForms []string
 	// Lifetime of the tokens; 0 means 5 minutes.
 	Lifetime time.Duration
 	// Algorithm signs the tokens: ES256 (also when empty) or RS256.
@@ -111,6 +116,10 @@ type Server struct {
 	fault    Fault
 	left     int // requests the fault still has, -1 for all
 	serial   int
+
+	metadataPaths []string // of the requests for metadata
+	metadataFault Fault
+	metadataEdit  func(map[string]any)
 }
 
 // issue is a token that was issued.
@@ -185,7 +194,7 @@ func (s *Server) listen() error {
 	}
 	s.base, s.otherBase = scheme+"://"+l.Addr().String(), "http://"+other.Addr().String()
 	if s.cfg.Issuer == "" {
-		s.cfg.Issuer = s.base
+		s.cfg.Issuer = s.base + s.cfg.IssuerPath
 	}
 	s.http = &http.Server{Handler: s.routes(), ReadHeaderTimeout: 10 * time.Second, ErrorLog: quiet()}
 	s.elsewhere = &http.Server{Handler: http.HandlerFunc(s.serveElsewhere), ReadHeaderTimeout: 10 * time.Second, ErrorLog: quiet()}
@@ -216,8 +225,7 @@ func (s *Server) routes() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("/token", s.serveToken)
 	mux.HandleFunc("GET /jwks", s.serveJWKS)
-	mux.HandleFunc("GET /.well-known/oauth-authorization-server", s.serveMetadata)
-	mux.HandleFunc("GET /.well-known/openid-configuration", s.serveMetadata)
+	mux.HandleFunc("/", s.serveMetadata)
 	mux.HandleFunc("GET /revoked", s.serveRevoked)
 	if s.cfg.Control {
 		mux.HandleFunc("POST /control/{do}", s.serveControl)
