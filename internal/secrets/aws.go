@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
+	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	awsconfig "github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/service/secretsmanager"
 	"github.com/aws/smithy-go"
@@ -54,9 +55,14 @@ func (a *awsStore) connect(ctx context.Context) (*secretsmanager.Client, error) 
 	if a.client != nil {
 		return a.client, nil
 	}
+	// The SDK puts the authorities of AWS_CA_BUNDLE into a client of its own kind only.
+	built := awshttp.NewBuildableClient().WithTransportOptions(func(tr *http.Transport) {
+		ours := transport()
+		tr.DialContext, tr.ResponseHeaderTimeout, tr.TLSHandshakeTimeout = ours.DialContext, ours.ResponseHeaderTimeout, ours.TLSHandshakeTimeout
+	})
 	options := []func(*awsconfig.LoadOptions) error{
 		awsconfig.WithRegion(a.cfg.Region),
-		awsconfig.WithHTTPClient(client(transport())),
+		awsconfig.WithHTTPClient(built),
 		awsconfig.WithRetryMaxAttempts(1), // the follower has the patience
 	}
 	if !a.cfg.AccessKeyID.IsZero() {
@@ -65,6 +71,9 @@ func (a *awsStore) connect(ctx context.Context) (*secretsmanager.Client, error) 
 	cfg, err := awsconfig.LoadDefaultConfig(ctx, options...)
 	if err != nil {
 		return nil, failure("the settings of AWS in the environment cannot be used; check AWS_ variables and shared files")
+	}
+	if made, ok := cfg.HTTPClient.(*awshttp.BuildableClient); ok {
+		cfg.HTTPClient = client(made.GetTransport())
 	}
 	if !a.cfg.AccessKeyID.IsZero() {
 		cfg.Credentials = aws.CredentialsProviderFunc(a.key) // without the SDK's cache: a new key counts at once
