@@ -121,6 +121,8 @@ type UpstreamSpec struct {
 	Origins *OriginsSpec `yaml:"origins"`
 	// RetryOn401 lets Envoy repeat a call once, with a new token, when the upstream refused the old one.
 	RetryOn401 *bool `yaml:"retry_on_401" default:"true"`
+	// StaleGrace is how long an expired access token goes on being lent while the token endpoint cannot be reached, until the upstream refuses it. Left out, not at all.
+	StaleGrace Duration `yaml:"stale_grace"`
 	// Envoy says how an Envoy that you already run names this upstream, or gives it a listener of its own.
 	Envoy *UpstreamEnvoySpec `yaml:"envoy"`
 }
@@ -145,7 +147,7 @@ type CredentialSpec struct {
 	Header map[string]SecretSpec `yaml:"header"`
 }
 
-// OAuth2Spec is an OAuth 2 client (RFC 6749 §4.4, client credentials).
+// OAuth2Spec is an OAuth 2 client (RFC 6749 §4.4 and RFC 7523 §2.1).
 type OAuth2Spec struct {
 	// TokenURL is the token endpoint. Write it, or `issuer`.
 	TokenURL string `yaml:"token_url"`
@@ -155,8 +157,12 @@ type OAuth2Spec struct {
 	AllowPlaintext bool `yaml:"allow_plaintext"`
 	// AllowPrivate permits a token endpoint that the metadata puts on another host than the issuer's, at a private or loopback address. A proxy at such an address needs it too.
 	AllowPrivate bool `yaml:"allow_private"`
-	// ClientID is the client's identifier.
-	ClientID string `yaml:"client_id" required:"true"`
+	// Grant is what tokens are asked for with: the client's own credentials (`client_credentials`), or the JWT of `assertion` (`jwt_bearer`, RFC 7523 §2.1), such as the workload identity of a platform.
+	Grant string `yaml:"grant" default:"client_credentials" enum:"client_credentials,jwt_bearer"`
+	// Assertion is the file of the JWT that `jwt_bearer` shows. It is read at every token request.
+	Assertion *PathSpec `yaml:"assertion"`
+	// ClientID is the client's identifier. Only `jwt_bearer` can do without, and without a secret or key of the client.
+	ClientID string `yaml:"client_id"`
 	// ClientSecret is the client's secret, for the client_secret methods: `${NAME}`, {env: NAME} or {file: PATH}. Never the secret itself.
 	ClientSecret SecretSpec `yaml:"client_secret"`
 	// PrivateKey is the key that signs the assertions of `private_key_jwt`, or the key of `certificate`: PEM (PKCS #8, PKCS #1 or SEC 1) or a JWK, named as a client_secret is, and read again at every token request. In a variable, the line breaks of PEM may be written \n.
@@ -265,7 +271,7 @@ type GCPSecretSpec struct {
 	Version string `yaml:"version" default:"latest"`
 }
 
-// SecretStoresSpec is the `secret_stores` block. The stores are read in the background. While one is down, the last good values stay in use; a secret that was never read makes /readyz fail, and the calls that need it, until it is there.
+// SecretStoresSpec is the `secret_stores` block. The stores are read in the background. While one is down, the last good values stay in use; calls that need a secret that was never read are refused, and after a start /readyz fails, until it is there.
 type SecretStoresSpec struct {
 	// Every is how often each secret is read again, give or take a tenth.
 	Every Duration `yaml:"every" default:"60s"`

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -37,6 +38,7 @@ type app struct {
 	health  *health.Server
 	admin   *http.Server
 	drain   struct{ delay, timeout time.Duration }
+	began   atomic.Bool // every secret was there once
 
 	grpcListener, adminListener net.Listener
 }
@@ -175,8 +177,13 @@ func (a *app) ready() error {
 	if a.grpcListener == nil {
 		return errors.New("the listener is not open yet")
 	}
-	if err := errors.Join(a.secrets.Missing()...); err != nil {
-		return err
+	// Only until they were there once: one new secret of a later policy is no
+	// reason to take every other upstream's traffic away.
+	if !a.began.Load() {
+		if err := errors.Join(a.secrets.Missing()...); err != nil {
+			return err
+		}
+		a.began.Store(true)
 	}
 	waiting, failing := 0, ""
 	for _, s := range a.reload.sources() {
