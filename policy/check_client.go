@@ -9,8 +9,12 @@ import (
 // when that is for the issuer's metadata to say.
 func (o *OAuth2Spec) method() AuthMethod {
 	switch {
-	case o.AuthMethod != "" || o.Issuer != "":
+	case o.AuthMethod != "":
 		return AuthMethod(o.AuthMethod)
+	case o.Grant == string(JWTBearer) && o.ClientSecret.Ref.IsZero() && o.PrivateKey.Ref.IsZero() && o.Certificate == nil:
+		return NoClientAuth
+	case o.Issuer != "":
+		return ""
 	case o.Certificate != nil:
 		return TLSClientAuth
 	case !o.PrivateKey.Ref.IsZero():
@@ -26,7 +30,8 @@ func (c *checker) clientAuth(path string, spec *OAuth2Spec) {
 	if c.has(path+".auth_method") && !c.good(path+".auth_method") {
 		return
 	}
-	if spec.AuthMethod == "" && !c.anyOf(path, "client_secret", "private_key", "certificate") {
+	c.grant(path, spec, m)
+	if spec.AuthMethod == "" && m != NoClientAuth && !c.anyOf(path, "client_secret", "private_key", "certificate") {
 		c.fault(path+".client_secret", "want a client_secret, a private_key or a certificate, got none; add the one that this client is registered with")
 		return
 	}
@@ -36,6 +41,20 @@ func (c *checker) clientAuth(path string, spec *OAuth2Spec) {
 	}
 	if p := path + ".client_id"; c.good(p) && spec.BasicEncoding == "raw" && strings.Contains(spec.ClientID, ":") {
 		c.fault(p, "want no colon with basic_encoding: raw, where it would end the id; use client_secret_post, or basic_encoding: form")
+	}
+}
+
+// grant checks what the grant needs: the assertion, and who shows it.
+func (c *checker) grant(path string, spec *OAuth2Spec, m AuthMethod) {
+	id, assertion, bearer := path+".client_id", path+".assertion", spec.Grant == string(JWTBearer)
+	if !c.has(id) && m != NoClientAuth {
+		c.fault(id, "want a value, got nothing; add this key")
+	}
+	switch {
+	case bearer && !c.has(assertion):
+		c.fault(assertion, "want the file of the JWT that jwt_bearer shows, got nothing; add {file: PATH}")
+	case !bearer && c.good(assertion):
+		c.fault(assertion, "this is for the grant jwt_bearer; remove it, or add grant: jwt_bearer")
 	}
 }
 
@@ -98,6 +117,8 @@ func (m AuthMethod) needs() []string {
 		return []string{"private_key"}
 	case TLSClientAuth, SelfSignedTLSClientAuth:
 		return []string{"certificate", "private_key"}
+	case NoClientAuth:
+		return nil
 	case ClientSecretBasic, ClientSecretPost:
 	}
 	return []string{"client_secret"}
@@ -110,7 +131,7 @@ func (m AuthMethod) allows() []string {
 		return []string{"key_id", "signing_algorithm", "assertion_audience", "assertion_typ"}
 	case ClientSecretBasic:
 		return []string{"basic_encoding"}
-	case ClientSecretPost, TLSClientAuth, SelfSignedTLSClientAuth:
+	case ClientSecretPost, TLSClientAuth, SelfSignedTLSClientAuth, NoClientAuth:
 	}
 	return nil
 }

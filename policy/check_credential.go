@@ -93,7 +93,7 @@ func isScope(s string) bool {
 // twice is an error at one server and a way in at another (RFC 6749 §3.2).
 func isReservedParam(name string) bool {
 	switch name {
-	case "grant_type", "client_id", "client_secret", "scope", "resource", "audience", "":
+	case "grant_type", "assertion", "client_id", "client_secret", "scope", "resource", "audience", "":
 		return true
 	}
 	return strings.HasPrefix(name, "client_assertion")

@@ -104,6 +104,9 @@ func (c *checker) compileUpstream(name string, callers map[string]*Caller) *Upst
 		up.Callers = append(up.Callers, callers[caller])
 	}
 	up.Credential = c.compileCredential(or(spec.Credential, c.f.Defaults.Credential), up.Resource)
+	if up.Credential.OAuth2 != nil {
+		up.Credential.OAuth2.StaleGrace = time.Duration(spec.StaleGrace)
+	}
 	// A fixed header would be the same the second time.
 	up.RetryOn401 = up.Credential.OAuth2 != nil && (spec.RetryOn401 == nil || *spec.RetryOn401)
 	var cookies CookiesSpec
@@ -140,6 +143,7 @@ func (c *checker) compileOAuth2(o *OAuth2Spec, resource string) *OAuth2 {
 		Issuer:            o.Issuer,
 		AllowPlaintext:    o.AllowPlaintext,
 		AllowPrivate:      o.AllowPrivate,
+		Grant:             Grant(o.Grant),
 		CA:                c.resolve(o.CA),
 		ClientID:          o.ClientID,
 		ClientSecret:      o.ClientSecret.Ref,
@@ -158,6 +162,9 @@ func (c *checker) compileOAuth2(o *OAuth2Spec, resource string) *OAuth2 {
 	}
 	if lent.AssertionAudience == "" {
 		lent.AssertionAudience = o.Issuer
+	}
+	if o.Assertion != nil {
+		lent.Assertion = c.resolve(o.Assertion.File)
 	}
 	if o.Certificate != nil {
 		lent.Certificate = c.resolve(o.Certificate.File)

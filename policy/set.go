@@ -97,6 +97,17 @@ const (
 	PrivateKeyJWT           AuthMethod = "private_key_jwt"             // RFC 7523 §2.2
 	TLSClientAuth           AuthMethod = "tls_client_auth"             // RFC 8705 §2.1
 	SelfSignedTLSClientAuth AuthMethod = "self_signed_tls_client_auth" // RFC 8705 §2.2
+	// NoClientAuth is for grants that need no client (RFC 7523 §3.1).
+	NoClientAuth AuthMethod = "none"
+)
+
+// Grant is what a token is asked for with.
+type Grant string
+
+// The grants.
+const (
+	ClientCredentials Grant = "client_credentials"
+	JWTBearer         Grant = "jwt_bearer"
 )
 
 // MutualTLS reports whether the method shows a client certificate.
@@ -110,6 +121,9 @@ type OAuth2 struct {
 	// AllowPlaintext and AllowPrivate are about endpoints in the issuer's metadata.
 	AllowPlaintext, AllowPrivate bool
 
+	Grant Grant
+	// Assertion is the path of the JWT of the JWTBearer grant.
+	Assertion    string
 	CA           string
 	ClientID     string
 	ClientSecret SecretRef
@@ -136,6 +150,10 @@ type OAuth2 struct {
 	// Params are sorted by name.
 	Params                       []Param
 	DefaultLifetime, MaxLifetime time.Duration
+	// StaleGrace is how long this upstream is lent an expired token while the
+	// token endpoint is unavailable. It is the upstream's own: it does not
+	// keep two upstreams from sharing a token.
+	StaleGrace time.Duration
 }
 
 // Secrets lists the secrets that the client reads.

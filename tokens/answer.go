@@ -24,7 +24,7 @@ const (
 
 // answer holds the members of a token answer that we read, still as JSON.
 type answer struct {
-	access, kind, expires, scope json.RawMessage
+	access, kind, expires, refresh, scope json.RawMessage
 
 	code, description string
 }
@@ -40,7 +40,8 @@ func parseAnswer(body []byte) (answer, *Error) {
 	}
 	return answer{
 		access: fields["access_token"], kind: fields["token_type"], expires: fields["expires_in"], scope: fields["scope"],
-		code: errorWord(fields["error"]), description: text(fields["error_description"]),
+		refresh: fields["refresh_in"],
+		code:    errorWord(fields["error"]), description: text(fields["error_description"]),
 	}, nil
 }
 
@@ -112,6 +113,10 @@ func (a answer) accept(o *policy.OAuth2, got *granted) *Error {
 		return refused("expires_in", "the expires_in is not a number")
 	}
 	got.access, got.life, got.noLife = access, life, !given
+	// refresh_in is a wish: what cannot be read is as good as none.
+	if refresh, given, ok := lifetime(a.refresh, 0, o.MaxLifetime); given && ok && refresh > shortestLife {
+		got.refresh = refresh
+	}
 	if s := text(a.scope); isScope(s) {
 		got.scope = s
 	}

@@ -128,7 +128,7 @@ func (c *Cache) Source(upstream string, o *policy.OAuth2) (*Source, error) {
 	if err != nil {
 		return nil, fmt.Errorf("credential of upstream %q: %w", upstream, err)
 	}
-	k := keyOf(&cl.o, grantClientCredentials, "")
+	k := keyOf(&cl.o, "")
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	e := c.entries[k]
@@ -136,10 +136,10 @@ func (c *Cache) Source(upstream string, o *policy.OAuth2) (*Source, error) {
 		e = &entry{cache: c, client: cl, slots: c.endpointSlots(cl.host)}
 		c.entries[k] = e
 	}
-	if s := c.sources[upstream]; s != nil && s.entry == e {
+	if s := c.sources[upstream]; s != nil && s.entry == e && s.grace == o.StaleGrace {
 		return s, nil
 	}
-	s := &Source{name: upstream, entry: e, now: c.cfg.Now, bucket: bucket{level: bucketSize}}
+	s := &Source{name: upstream, entry: e, now: c.cfg.Now, bucket: bucket{level: bucketSize}, grace: o.StaleGrace}
 	c.sources[upstream] = s
 	e.share(upstream)
 	return s, nil

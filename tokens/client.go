@@ -39,9 +39,11 @@ type granted struct {
 	access string
 	life   time.Duration
 	noLife bool // the answer had no expires_in
-	scope  string
-	at     time.Time // when the answer came
-	skew   time.Duration
+	// refresh is the refresh_in of the answer, 0 for none.
+	refresh time.Duration
+	scope   string
+	at      time.Time // when the answer came
+	skew    time.Duration
 }
 
 // newClient checks what a request can be built of. The policy has checked most
@@ -53,6 +55,9 @@ func newClient(o *policy.OAuth2, d *directory) (*client, error) {
 	}
 	cl := &client{o: *o, host: u.Host, net: d.net, directory: d, params: url.Values{}}
 	cl.o.Scopes, cl.o.Params = slices.Clone(o.Scopes), slices.Clone(o.Params)
+	if cl.o.Grant == "" {
+		cl.o.Grant = policy.ClientCredentials
+	}
 	if cl.o.DefaultLifetime <= 0 {
 		cl.o.DefaultLifetime = defaultLifetime
 	}
@@ -62,7 +67,7 @@ func newClient(o *policy.OAuth2, d *directory) (*client, error) {
 	if err := methodFits(o); err != nil {
 		return nil, err
 	}
-	if o.ClientID == "" {
+	if o.ClientID == "" && o.AuthMethod != policy.NoClientAuth {
 		return nil, errors.New("client_id: want a client identifier, got none")
 	}
 	if err := cl.fill(); err != nil {
@@ -108,6 +113,10 @@ func methodFits(o *policy.OAuth2) error {
 			return nil
 		}
 		return errors.New("want an auth_method, or an issuer and a client_secret, a private_key, or a certificate with its private_key")
+	case policy.NoClientAuth:
+		if o.Grant != policy.JWTBearer {
+			return lacks("the grant jwt_bearer, or a proof of the client")
+		}
 	case policy.ClientSecretBasic, policy.ClientSecretPost:
 		if o.ClientSecret.IsZero() {
 			return lacks("a client_secret")
@@ -135,7 +144,7 @@ func (cl *client) fill() error {
 	}
 	for _, p := range cl.o.Params {
 		switch p.Name {
-		case "", "grant_type", "client_id", "client_secret", "scope", "resource", "audience",
+		case "", "grant_type", "assertion", "client_id", "client_secret", "scope", "resource", "audience",
 			"client_assertion", "client_assertion_type":
 			return fmt.Errorf("params: %q is not for params: it has a key of its own, or none", p.Name)
 		}

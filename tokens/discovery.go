@@ -311,6 +311,9 @@ func (cl *client) server() server { return server{cl.o.Issuer, cl.o.CA, cl.o.All
 // never by trial (rule U5). A server that does not say is taken to know what was
 // asked for, else Basic (RFC 8414 §2).
 func (cl *client) choose(offered []string) (policy.AuthMethod, *Error) {
+	if cl.o.AuthMethod == policy.NoClientAuth {
+		return cl.o.AuthMethod, nil // the assertion is the proof
+	}
 	can := []policy.AuthMethod{cl.o.AuthMethod}
 	if cl.o.AuthMethod == "" {
 		can = able(&cl.o)

@@ -48,7 +48,8 @@ type failure struct {
 	count  int
 	since  time.Time
 	next   time.Time // before it, callers get err
-	secret []byte    // keyed hash of the secret that was refused
+	secret []byte    // keyed hash of the secrets that were refused
+	files  []byte    // of the files
 }
 
 // flight is one token request. Its result is there once done is closed.
@@ -65,6 +66,20 @@ func (e *entry) alive(now time.Time) *Token {
 		return t
 	}
 	return nil
+}
+
+// stale returns the token that has expired less than grace ago, while the reason
+// for having no other is that the endpoint is unavailable. It keeps the tries
+// going that end that.
+func (e *entry) stale(now time.Time, grace time.Duration) *Token {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	t := e.current.Load()
+	if t == nil || !now.Before(t.expiry.Add(grace)) || e.fail.err == nil || e.fail.err.Kind != Unavailable {
+		return nil
+	}
+	_, _ = e.join(now)
+	return t
 }
 
 // token is the way of a call that found no living token: it joins the fetch in
@@ -152,6 +167,25 @@ func (e *entry) secretChanged() bool {
 	return err == nil && !hmac.Equal(e.fail.secret, e.cache.sum(p))
 }
 
+// filesChanged is secretChanged for what is in files: it reads them, so no call
+// of a caller asks it. mu is held.
+func (e *entry) filesChanged() bool {
+	return e.fail.err != nil && e.fail.err.permanent && !hmac.Equal(e.fail.files, e.cache.files(e.client))
+}
+
+// files is the keyed hash of the files that prove the client.
+func (c *Cache) files(cl *client) []byte {
+	m := hmac.New(sha256.New, c.key)
+	jwt, _ := cl.workload()
+	part(m, "files", jwt)
+	if cl.o.Certificate != "" {
+		if cert, err := readCertificate(cl.o.Certificate); err == nil {
+			part(m, string(cert.Certificate[0]))
+		}
+	}
+	return m.Sum(nil)
+}
+
 // sum is the keyed hash by which secrets are remembered.
 func (c *Cache) sum(p proof) []byte {
 	m := hmac.New(sha256.New, c.key)
@@ -193,6 +227,10 @@ func (e *entry) fly(f *flight) {
 	defer cancel()
 	start := e.cache.cfg.Now()
 	p, err := e.proof()
+	files := e.cache.files(e.client) // before the fetch: what changes meanwhile counts as changed
+	if err == nil {
+		p.assertion, err = e.client.workload()
+	}
 	if err == nil {
 		f.got, err = e.client.fetch(ctx, p, e.cache.cfg.Now)
 	}
@@ -204,7 +242,7 @@ func (e *entry) fly(f *flight) {
 		f.got.access = ""
 	}
 	f.err = err
-	r := e.land(f, e.cache.sum(p))
+	r := e.land(f, e.cache.sum(p), files)
 	r.fetch.Took = e.cache.cfg.Now().Sub(start)
 	e.tell(r)
 }
@@ -234,7 +272,7 @@ func (e *entry) proof() (proof, *Error) {
 }
 
 // land puts the result in place, wakes the waiters, and plans what comes next.
-func (e *entry) land(f *flight, secret []byte) report {
+func (e *entry) land(f *flight, secret, files []byte) report {
 	now := e.cache.cfg.Now()
 	dice := e.cache.cfg.Dice()
 	e.mu.Lock()
@@ -249,7 +287,7 @@ func (e *entry) land(f *flight, secret []byte) report {
 		e.fail = failure{}
 		e.current.Store(f.token)
 		if f.token.lifetime >= refreshFloor {
-			e.arm(now, f.token.expiry.Add(-refreshAhead(f.token.lifetime, dice)).Sub(now))
+			e.arm(now, f.got.at.Add(refreshAfter(f.token.lifetime, f.got.refresh, dice)).Sub(now))
 		}
 		close(f.done)
 		return r
@@ -267,7 +305,7 @@ func (e *entry) land(f *flight, secret []byte) report {
 	next, wake := plan(f.err, e.fail.count, now.Sub(e.fail.since), left, dice)
 	f.err = f.err.in(next)
 	r.err = f.err
-	e.fail.err, e.fail.next, e.fail.secret = f.err, now.Add(next), secret
+	e.fail.err, e.fail.next, e.fail.secret, e.fail.files = f.err, now.Add(next), secret, files
 	e.arm(now, wake)
 	close(f.done)
 	return r
@@ -305,7 +343,7 @@ func (e *entry) tick(gen uint64) {
 		return
 	}
 	now := e.cache.cfg.Now()
-	if e.held(now) != nil && now.Before(e.wake) {
+	if e.held(now) != nil && now.Before(e.wake) && !e.filesChanged() {
 		e.arm(now, e.wake.Sub(now))
 		return
 	}

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"os"
+	"strings"
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
@@ -22,12 +24,18 @@ const (
 	// tells a client assertion from every other JWT (RFC 7523bis).
 	assertionType = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 	assertionTyp  = "client-authentication+jwt"
+	// jwtBearer is the grant of RFC 7523 §2.1.
+	jwtBearer = "urn:ietf:params:oauth:grant-type:jwt-bearer"
+	// maxAssertion bounds the file of a platform's JWT.
+	maxAssertion = 32 << 10
 )
 
 // proof is what a client proves itself with, as read for one token request.
 type proof struct {
 	secret string // the client secret
 	key    string // the private key
+	// assertion is the JWT of the jwt_bearer grant.
+	assertion string
 }
 
 // identity is how one token request names and proves its client: exactly one
@@ -43,7 +51,12 @@ type identity struct {
 
 // identify makes the identity of one attempt. Nothing of it is used twice.
 func (cl *client) identify(at target, p proof, now time.Time) (identity, *Error) {
-	id := identity{style: oauth2.AuthStyleInParams, id: cl.o.ClientID}
+	id := identity{style: oauth2.AuthStyleInParams, id: cl.o.ClientID, params: url.Values{}}
+	if cl.o.Grant == policy.JWTBearer {
+		// x/oauth2 lets this one parameter of its own be replaced.
+		id.params.Set("grant_type", jwtBearer)
+		id.params.Set("assertion", p.assertion)
+	}
 	switch at.method {
 	case policy.ClientSecretBasic:
 		id.style, id.secret = oauth2.AuthStyleInHeader, p.secret
@@ -60,12 +73,11 @@ func (cl *client) identify(at target, p proof, now time.Time) (identity, *Error)
 		if err != nil {
 			return identity{}, unavailable("key_unusable", "the private key %s cannot be used: %s", oneLine(cl.o.PrivateKey.String(), 100), err)
 		}
-		id.params = url.Values{"client_assertion_type": {assertionType}, "client_assertion": {jwt}}
-		id.hidden = newRedactor("", "", jwt)
-		return id, nil
-	case policy.TLSClientAuth, policy.SelfSignedTLSClientAuth:
+		id.params.Set("client_assertion_type", assertionType)
+		id.params.Set("client_assertion", jwt)
+	case policy.TLSClientAuth, policy.SelfSignedTLSClientAuth, policy.NoClientAuth:
 	}
-	id.hidden = newRedactor(id.id, id.secret)
+	id.hidden = newRedactor(id.id, id.secret, p.assertion, id.params.Get("client_assertion"))
 	return id, nil
 }
 
@@ -105,4 +117,31 @@ func (cl *client) assert(text string, algs []string, now time.Time) (string, err
 		return "", fmt.Errorf("%s does not sign with it", alg)
 	}
 	return jws.CompactSerialize()
+}
+
+// workload reads the platform's JWT, anew for each request: platforms write a
+// new one long before the old one ends (rule U12).
+func (cl *client) workload() (string, *Error) {
+	if cl.o.Grant != policy.JWTBearer {
+		return "", nil
+	}
+	unusable := func(why string) *Error {
+		return unavailable("assertion_unreadable", "the assertion %s cannot be used: %s", oneLine(cl.o.Assertion, 100), why)
+	}
+	info, err := os.Stat(cl.o.Assertion)
+	switch {
+	case err != nil:
+		return "", unusable("the file cannot be read")
+	case !info.Mode().IsRegular() || info.Size() > maxAssertion:
+		return "", unusable(fmt.Sprintf("want a regular file of at most %d bytes", maxAssertion))
+	}
+	b, err := os.ReadFile(cl.o.Assertion)
+	if err != nil {
+		return "", unusable("the file cannot be read")
+	}
+	jwt := strings.TrimSpace(string(b))
+	if parts := strings.Split(jwt, "."); len(parts) != 3 || !isB64Token(jwt) || parts[2] == "" {
+		return "", unusable("it is no signed JWT")
+	}
+	return jwt, nil
 }

@@ -1,6 +1,7 @@
 package tokenstest
 
 import (
+	"crypto/rand"
 	"encoding/json"
 	"net/url"
 	"time"
@@ -11,6 +12,7 @@ import (
 const (
 	assertionType = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 	assertionTyp  = "client-authentication+jwt"
+	jwtBearer     = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 	// assertionLife is the most an assertion may have left to live.
 	assertionLife = time.Minute
 )
@@ -110,4 +112,51 @@ func (s *Server) checkClaims(id string, c assertionClaims) string {
 	}
 	s.used[id+" "+c.ID] = time.Unix(c.Expiry, 0)
 	return ""
+}
+
+// Workload makes a JWT of the platform whose workloads Config.Workloads names.
+func (s *Server) Workload(subject string, life time.Duration) string {
+	now := s.cfg.Now()
+	payload, err := json.Marshal(assertionClaims{
+		Issuer: "https://platform.test", Subject: subject, Audience: s.cfg.Issuer,
+		IssuedAt: now.Unix(), Expiry: now.Add(life).Unix(), ID: rand.Text(),
+	})
+	if err != nil {
+		return ""
+	}
+	jws, err := s.platform.sign.Sign(payload)
+	if err != nil {
+		return ""
+	}
+	text, err := jws.CompactSerialize()
+	if err != nil {
+		return ""
+	}
+	return text
+}
+
+// workload checks a platform's JWT (RFC 7523 §3). It may be shown again until it ends.
+func (s *Server) workload(text string) (string, Client, *oauthError) {
+	invalid := func(why string) (string, Client, *oauthError) {
+		return "", Client{}, &oauthError{400, "invalid_grant", why, false}
+	}
+	jws, err := jose.ParseSignedCompact(text, algorithms())
+	if err != nil {
+		return invalid("the assertion is no compact JWS")
+	}
+	payload, err := jws.Verify(s.platform.public)
+	var c assertionClaims
+	if err != nil || json.Unmarshal(payload, &c) != nil {
+		return invalid("the platform's key does not verify the assertion")
+	}
+	if c.Audience != s.cfg.Issuer || !time.Unix(c.Expiry, 0).After(s.cfg.Now()) {
+		return invalid("the assertion is for another server, or has expired")
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	w, ok := s.cfg.Workloads[c.Subject]
+	if !ok {
+		return invalid("the subject is not known")
+	}
+	return c.Subject, w, nil
 }

@@ -46,6 +46,9 @@ type Client struct {
 type Config struct {
 	// Clients are the registered clients by client_id.
 	Clients map[string]Client
+	// Workloads are what the subjects of a platform's JWTs may ask for, by the
+	// grant of RFC 7523 §2.1. Workload makes such JWTs.
+	Workloads map[string]Client
 	// Addr is the address to listen on; empty means a free port of 127.0.0.1.
 	Addr string
 	// TLS turns on https with a certificate of the server's own authority
@@ -108,6 +111,7 @@ type Server struct {
 	mu       sync.Mutex // guards all below
 	keys     []signer   // the last one signs
 	issued   map[string]issue
+	platform signer
 	used     map[string]time.Time // the jti of assertions, to their end
 	requests int
 	byClient map[string]int
@@ -143,6 +147,7 @@ func New(cfg Config) (*Server, error) {
 	if err := s.rotate(); err != nil {
 		return nil, err
 	}
+	s.platform = s.keys[0]
 	var err error
 	if s.dir, err = os.MkdirTemp("", "tokenstest"); err != nil {
 		return nil, fmt.Errorf("making a place for the ca file: %w", err)

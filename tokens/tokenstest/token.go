@@ -166,12 +166,9 @@ func (s *Server) grant(r *http.Request, form url.Values) (token string, life tim
 	if bad := malformed(r, form); bad != nil {
 		return "", 0, "", bad
 	}
-	id, c, bad := s.authenticate(r, form)
+	id, c, bad := s.granted(r, form)
 	if bad != nil {
 		return "", 0, "", bad
-	}
-	if g := form.Get("grant_type"); g != "client_credentials" {
-		return "", 0, "", &oauthError{400, "unsupported_grant_type", "want client_credentials", false}
 	}
 	scope = form.Get("scope")
 	for one := range strings.FieldsSeq(scope) {
@@ -188,6 +185,24 @@ func (s *Server) grant(r *http.Request, form url.Values) (token string, life tim
 		return "", 0, "", &oauthError{500, "server_error", "signing failed", false}
 	}
 	return token, life, scope, nil
+}
+
+// granted returns whom the grant is for.
+func (s *Server) granted(r *http.Request, form url.Values) (string, Client, *oauthError) {
+	switch form.Get("grant_type") {
+	case "client_credentials":
+		return s.authenticate(r, form)
+	case jwtBearer:
+	default:
+		return "", Client{}, &oauthError{400, "unsupported_grant_type", "want client_credentials or " + jwtBearer, false}
+	}
+	_, _, basic := r.BasicAuth()
+	if basic || form.Has("client_id") || form.Has("client_secret") || form.Has("client_assertion") {
+		if _, _, bad := s.authenticate(r, form); bad != nil {
+			return "", Client{}, bad
+		}
+	}
+	return s.workload(form.Get("assertion"))
 }
 
 // admits reports whether a list allows what was asked for; nil allows anything.
