@@ -10,6 +10,7 @@ import (
 	"hash/crc32"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -28,6 +29,7 @@ type fakeGoogle struct {
 	status int               // answered to every read, if not 0
 	login  int               // answered to every login, if not 0
 	spoil  bool              // the checksum
+	logins int
 }
 
 func newGoogle(t *testing.T) *fakeGoogle {
@@ -46,6 +48,7 @@ func (g *fakeGoogle) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if r.URL.Path == "/token" {
+		g.logins++
 		if g.login != 0 || r.FormValue("grant_type") != "urn:ietf:params:oauth:grant-type:jwt-bearer" {
 			http.Error(w, `{"error":"invalid_grant","error_description":"`+canarySecret+`"}`, max(g.login, http.StatusBadRequest))
 			return
@@ -173,4 +176,21 @@ func TestGoogleFaults(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestGoogleKeyRotates: a new service account's key is used at the next read.
+func TestGoogleKeyRotates(t *testing.T) {
+	g := newGoogle(t)
+	stores, other := g.stores(t), g.stores(t)
+	s, _ := live(t, stores, googleKey)
+	next, err := os.ReadFile(other.GCP.Credentials.Name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	put(t, stores.GCP.Credentials.Name, string(next))
+	s.Refresh()
+	until(t, "a login with the new key", func() (again bool) {
+		g.change(func() { again = g.logins == 2 })
+		return again
+	})
 }
