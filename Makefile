@@ -10,7 +10,7 @@ FUZZTIME ?= 60s
 VERSION ?= $(shell git describe --tags --always --dirty)
 
 # Both print where the program is, and install it first when need be.
-PARTS = ENVOY="$$(tools/install envoy)" && LITELLM="$$(tools/install litellm)" && export ENVOY LITELLM
+PARTS = ENVOY="$$(tools/install envoy)" && LITELLM="$$(tools/install litellm)" && MOTO="$$(tools/install moto)" && export ENVOY LITELLM MOTO
 GOTEST = $(PARTS) && $(TOOL) gotestsum --format pkgname -- -race -count=1 -timeout 20m -p $(P)
 
 .DEFAULT_GOAL := help
@@ -61,6 +61,7 @@ vuln: ## Look for known vulnerabilities in what the binary uses
 deps: ## Install the real Envoy and LiteLLM into .cache/
 	@tools/install envoy
 	@tools/install litellm
+	@tools/install moto
 
 relock: ## Write the locks of the real parts anew from tools/versions.env
 	tools/relock

@@ -37,6 +37,9 @@ func (x *exchange) allow() policy.Reason {
 		value, err := h.secret()
 		if err != nil {
 			x.cause = err
+			if _, err := h.secrets.Secret(h.ref); err != nil {
+				return policy.TokenUnavailable // its store has not given it yet
+			}
 			return policy.TokenRefused
 		}
 		m = appendSet(m, h.name, value)

@@ -82,7 +82,9 @@ func (s *Server) lane(up *policy.Upstream) (*lane, error) {
 	}
 	for _, h := range up.Credential.Headers {
 		fixed := fixedHeader{name: h.Name, ref: h.Value, secrets: s.cfg.Secrets}
-		if _, err := fixed.secret(); err != nil {
+		// What a store does not give now, it may give later: until then each
+		// call is refused.
+		if _, err := fixed.secret(); err != nil && !h.Value.Remote() {
 			return nil, err
 		}
 		l.fixed = append(l.fixed, fixed)

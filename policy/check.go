@@ -22,6 +22,7 @@ func (c *checker) file() {
 	}
 	c.server()
 	c.envoy()
+	c.stores()
 	for _, name := range slices.Sorted(maps.Keys(c.f.Callers)) {
 		c.caller(name)
 	}

@@ -38,10 +38,14 @@ func (c *checker) fixedHeader(path, name string, seen map[string]bool) {
 }
 
 func (c *checker) oauth2(path string, spec *OAuth2Spec) {
-	c.url(path+".token_url", spec.TokenURL, urlRules{
-		plaintext: spec.AllowPlaintext, query: true, hint: "set allow_plaintext: true if the network between is yours",
-	})
-	for _, p := range []struct{ path, value string }{{path + ".client_id", spec.ClientID}, {path + ".audience", spec.Audience}} {
+	c.tokenServer(path, spec)
+	c.clientAuth(path, spec)
+	for _, p := range []struct{ path, value string }{
+		{path + ".client_id", spec.ClientID},
+		{path + ".audience", spec.Audience},
+		{path + ".key_id", spec.KeyID},
+		{path + ".assertion_audience", spec.AssertionAudience},
+	} {
 		if c.good(p.path) && strings.ContainsFunc(p.value, func(r rune) bool { return r < ' ' || r == 0x7f }) {
 			c.fault(p.path, "want text without control characters; remove line breaks and tabs")
 		}
@@ -64,6 +68,22 @@ func (c *checker) oauth2(path string, spec *OAuth2Spec) {
 	}
 }
 
+// tokenServer checks where tokens come from.
+func (c *checker) tokenServer(path string, spec *OAuth2Spec) {
+	const ours = "set allow_plaintext: true if the network between is yours"
+	c.url(path+".token_url", spec.TokenURL, urlRules{plaintext: spec.AllowPlaintext, query: true, hint: ours})
+	c.url(path+".issuer", spec.Issuer, urlRules{plaintext: spec.AllowPlaintext, hint: ours})
+	switch url, issuer := path+".token_url", path+".issuer"; {
+	case c.has(url) && c.has(issuer):
+		c.fault(issuer, "want token_url or issuer, got both; keep the issuer to let its metadata name the endpoint")
+	case !c.has(url) && !c.has(issuer):
+		c.fault(url, "want a token_url or an issuer, got neither; add one")
+	}
+	if p := path + ".allow_private"; c.good(p) && !c.has(path+".issuer") {
+		c.fault(p, "this is about endpoints that an issuer's metadata names, and there is no issuer; remove it")
+	}
+}
+
 // isScope is scope-token of RFC 6749 §3.3 (rule A6).
 func isScope(s string) bool {
 	return s != "" && isVisible(s) && !strings.ContainsAny(s, `"\`)
@@ -73,7 +93,7 @@ func isScope(s string) bool {
 // twice is an error at one server and a way in at another (RFC 6749 §3.2).
 func isReservedParam(name string) bool {
 	switch name {
-	case "grant_type", "client_id", "client_secret", "scope", "resource", "audience", "":
+	case "grant_type", "assertion", "client_id", "client_secret", "scope", "resource", "audience", "":
 		return true
 	}
 	return strings.HasPrefix(name, "client_assertion")

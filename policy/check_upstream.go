@@ -39,6 +39,9 @@ func (c *checker) lends(path string, up *UpstreamSpec) {
 	if c.callersOf(up) == nil && !c.said(path, "callers") {
 		c.fault(path+".callers", "want the names of those who may call, got none here and none in defaults; to admit everybody, add callers: [anyone] here and anyone: {any: true} under callers")
 	}
+	if p := path + ".stale_grace"; c.good(p) && credential != nil && credential.OAuth2 == nil {
+		c.fault(p, "this is about access tokens, and the upstream is lent none; remove it")
+	}
 	headers, at := up.Headers, path+".headers.pass"
 	if headers == nil {
 		headers, at = c.f.Defaults.Headers, path

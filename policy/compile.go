@@ -13,6 +13,7 @@ func (c *checker) compile() *Set {
 	s := &Set{
 		Server:   c.compileServer(),
 		Envoy:    c.compileEnvoy(),
+		Stores:   c.compileStores(),
 		Warnings: c.warnings.inLineOrder(),
 	}
 	callers := make(map[string]*Caller, len(c.f.Callers))
@@ -103,6 +104,9 @@ func (c *checker) compileUpstream(name string, callers map[string]*Caller) *Upst
 		up.Callers = append(up.Callers, callers[caller])
 	}
 	up.Credential = c.compileCredential(or(spec.Credential, c.f.Defaults.Credential), up.Resource)
+	if up.Credential.OAuth2 != nil {
+		up.Credential.OAuth2.StaleGrace = time.Duration(spec.StaleGrace)
+	}
 	// A fixed header would be the same the second time.
 	up.RetryOn401 = up.Credential.OAuth2 != nil && (spec.RetryOn401 == nil || *spec.RetryOn401)
 	var cookies CookiesSpec
@@ -123,29 +127,53 @@ func (c *checker) compileUpstream(name string, callers map[string]*Caller) *Upst
 
 func (c *checker) compileCredential(spec *CredentialSpec, resource string) Credential {
 	var lent Credential
-	if o := spec.OAuth2; o != nil {
-		lent.OAuth2 = &OAuth2{
-			TokenURL:        o.TokenURL,
-			CA:              c.resolve(o.CA),
-			ClientID:        o.ClientID,
-			ClientSecret:    o.ClientSecret.Ref,
-			AuthMethod:      AuthMethod(o.AuthMethod),
-			Scopes:          o.Scopes,
-			Resource:        resource,
-			Audience:        o.Audience,
-			DefaultLifetime: time.Duration(o.DefaultLifetime),
-			MaxLifetime:     time.Duration(o.MaxLifetime),
-		}
-		if o.Resource.Off || o.Resource.Value != "" {
-			lent.OAuth2.Resource = o.Resource.Value
-		}
-		for _, name := range slices.Sorted(maps.Keys(o.Params)) {
-			lent.OAuth2.Params = append(lent.OAuth2.Params, Param{name, o.Params[name]})
-		}
+	if spec.OAuth2 != nil {
+		lent.OAuth2 = c.compileOAuth2(spec.OAuth2, resource)
 	}
 	for name, secret := range spec.Header {
 		lent.Headers = append(lent.Headers, SecretHeader{strings.ToLower(name), secret.Ref})
 	}
 	slices.SortFunc(lent.Headers, func(a, b SecretHeader) int { return strings.Compare(a.Name, b.Name) })
+	return lent
+}
+
+func (c *checker) compileOAuth2(o *OAuth2Spec, resource string) *OAuth2 {
+	lent := &OAuth2{
+		TokenURL:          o.TokenURL,
+		Issuer:            o.Issuer,
+		AllowPlaintext:    o.AllowPlaintext,
+		AllowPrivate:      o.AllowPrivate,
+		Grant:             Grant(o.Grant),
+		CA:                c.resolve(o.CA),
+		ClientID:          o.ClientID,
+		ClientSecret:      o.ClientSecret.Ref,
+		PrivateKey:        o.PrivateKey.Ref,
+		KeyID:             o.KeyID,
+		SigningAlgorithm:  o.SigningAlgorithm,
+		AssertionAudience: o.AssertionAudience,
+		NoAssertionTyp:    o.AssertionTyp != nil && !*o.AssertionTyp,
+		AuthMethod:        o.method(),
+		RawBasic:          o.BasicEncoding == "raw",
+		Scopes:            o.Scopes,
+		Resource:          resource,
+		Audience:          o.Audience,
+		DefaultLifetime:   time.Duration(o.DefaultLifetime),
+		MaxLifetime:       time.Duration(o.MaxLifetime),
+	}
+	if lent.AssertionAudience == "" {
+		lent.AssertionAudience = o.Issuer
+	}
+	if o.Assertion != nil {
+		lent.Assertion = c.resolve(o.Assertion.File)
+	}
+	if o.Certificate != nil {
+		lent.Certificate = c.resolve(o.Certificate.File)
+	}
+	if o.Resource.Off || o.Resource.Value != "" {
+		lent.Resource = o.Resource.Value
+	}
+	for _, name := range slices.Sorted(maps.Keys(o.Params)) {
+		lent.Params = append(lent.Params, Param{name, o.Params[name]})
+	}
 	return lent
 }

@@ -68,6 +68,7 @@ func TestCompile(t *testing.T) {
 		Callers:    []*Caller{callers["litellm"], callers["ci"]},
 		Credential: Credential{OAuth2: &OAuth2{
 			TokenURL:        "https://auth.company.com/oauth2/token",
+			Grant:           ClientCredentials,
 			CA:              "testdata/good/auth-ca.pem",
 			ClientID:        "specific-client-id",
 			ClientSecret:    SecretRef{SecretText, "${SPECIFIC_SECRET}"},

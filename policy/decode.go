@@ -19,6 +19,8 @@ type decoder struct {
 	at     map[string]mark
 	fields map[reflect.Type][]field
 	faults Faults
+	// remote lists where the file names secrets in stores.
+	remote []storedAt
 }
 
 // mark is what is known about one key path.

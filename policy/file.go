@@ -13,6 +13,8 @@ type File struct {
 	Server ServerSpec `yaml:"server"`
 	// Envoy says what `render` lays out.
 	Envoy EnvoySpec `yaml:"envoy"`
+	// SecretStores says how the stores are reached that secrets are read from. Needed for `{vault: …}` and `{aws: …}`.
+	SecretStores SecretStoresSpec `yaml:"secret_stores"`
 	// Defaults holds the blocks that an upstream inherits when it does not set them itself.
 	Defaults DefaultsSpec `yaml:"defaults"`
 	// Callers names who may call, and how each one proves it.
@@ -119,6 +121,8 @@ type UpstreamSpec struct {
 	Origins *OriginsSpec `yaml:"origins"`
 	// RetryOn401 lets Envoy repeat a call once, with a new token, when the upstream refused the old one.
 	RetryOn401 *bool `yaml:"retry_on_401" default:"true"`
+	// StaleGrace is how long an expired access token goes on being lent while the token endpoint cannot be reached, until the upstream refuses it. Left out, not at all.
+	StaleGrace Duration `yaml:"stale_grace"`
 	// Envoy says how an Envoy that you already run names this upstream, or gives it a listener of its own.
 	Envoy *UpstreamEnvoySpec `yaml:"envoy"`
 }
@@ -143,18 +147,40 @@ type CredentialSpec struct {
 	Header map[string]SecretSpec `yaml:"header"`
 }
 
-// OAuth2Spec is an OAuth 2 client (RFC 6749 §4.4, client credentials).
+// OAuth2Spec is an OAuth 2 client (RFC 6749 §4.4 and RFC 7523 §2.1).
 type OAuth2Spec struct {
-	// TokenURL is the token endpoint.
-	TokenURL string `yaml:"token_url" required:"true"`
-	// AllowPlaintext permits an http token_url that is not loopback.
+	// TokenURL is the token endpoint. Write it, or `issuer`.
+	TokenURL string `yaml:"token_url"`
+	// Issuer is the authorization server's issuer identifier, exactly as the server writes it. Its metadata (RFC 8414 or OpenID Connect Discovery) then names the token endpoint; the credential goes to no other issuer.
+	Issuer string `yaml:"issuer"`
+	// AllowPlaintext permits an http token_url or issuer that is not loopback, and an http endpoint in the issuer's metadata.
 	AllowPlaintext bool `yaml:"allow_plaintext"`
-	// ClientID is the client's identifier.
-	ClientID string `yaml:"client_id" required:"true"`
-	// ClientSecret is the client's secret: `${NAME}`, {env: NAME} or {file: PATH}. Never the secret itself.
-	ClientSecret SecretSpec `yaml:"client_secret" required:"true"`
-	// AuthMethod says how the client authenticates.
-	AuthMethod string `yaml:"auth_method" default:"client_secret_basic" enum:"client_secret_basic,client_secret_post"`
+	// AllowPrivate permits a token endpoint that the metadata puts on another host than the issuer's, at a private or loopback address. A proxy at such an address needs it too.
+	AllowPrivate bool `yaml:"allow_private"`
+	// Grant is what tokens are asked for with: the client's own credentials (`client_credentials`), or the JWT of `assertion` (`jwt_bearer`, RFC 7523 §2.1), such as the workload identity of a platform.
+	Grant string `yaml:"grant" default:"client_credentials" enum:"client_credentials,jwt_bearer"`
+	// Assertion is the file of the JWT that `jwt_bearer` shows. It is read at every token request.
+	Assertion *PathSpec `yaml:"assertion"`
+	// ClientID is the client's identifier. Only `jwt_bearer` can do without, and without a secret or key of the client.
+	ClientID string `yaml:"client_id"`
+	// ClientSecret is the client's secret, for the client_secret methods: `${NAME}`, {env: NAME} or {file: PATH}. Never the secret itself.
+	ClientSecret SecretSpec `yaml:"client_secret"`
+	// PrivateKey is the key that signs the assertions of `private_key_jwt`, or the key of `certificate`: PEM (PKCS #8, PKCS #1 or SEC 1) or a JWK, named as a client_secret is, and read again at every token request. In a variable, the line breaks of PEM may be written \n.
+	PrivateKey SecretSpec `yaml:"private_key"`
+	// KeyID is the `kid` of the assertions. Left out, the one of a JWK, else none.
+	KeyID string `yaml:"key_id"`
+	// SigningAlgorithm signs the assertions. Left out, it follows from the key: RS256, ES256 or EdDSA.
+	SigningAlgorithm string `yaml:"signing_algorithm" enum:"RS256,PS256,ES256,EdDSA"`
+	// AssertionAudience is the sole `aud` of the assertions: the authorization server's issuer. Left out, `issuer`; with `token_url` it must be given.
+	AssertionAudience string `yaml:"assertion_audience"`
+	// AssertionTyp puts `typ: client-authentication+jwt` on the assertions. Set it to false for servers that refuse it.
+	AssertionTyp *bool `yaml:"assertion_typ" default:"true"`
+	// Certificate is the client certificate of the TLS methods, a PEM chain read again when it changes.
+	Certificate *PathSpec `yaml:"certificate"`
+	// AuthMethod says how the client authenticates. Left out, it follows from what the client has: a `certificate` means tls_client_auth, a `private_key` private_key_jwt, a `client_secret` client_secret_basic. With `issuer`, the server's metadata chooses among what the client has: private_key_jwt, client_secret_basic, client_secret_post, in this order.
+	AuthMethod string `yaml:"auth_method" enum:"client_secret_basic,client_secret_post,private_key_jwt,tls_client_auth,self_signed_tls_client_auth"`
+	// BasicEncoding says how client_secret_basic writes id and secret: form-encoded as RFC 6749 §2.3.1 demands (`form`), or as they are (`raw`), for servers that do not decode.
+	BasicEncoding string `yaml:"basic_encoding" default:"form" enum:"form,raw"`
 	// CA is the path of a PEM file with the authorities that sign the token endpoint's certificate. Left out, the system's.
 	CA string `yaml:"ca"`
 	// Scopes are requested in this order.
@@ -169,6 +195,12 @@ type OAuth2Spec struct {
 	DefaultLifetime Duration `yaml:"default_lifetime" default:"5m"`
 	// MaxLifetime caps the life of every token.
 	MaxLifetime Duration `yaml:"max_lifetime" default:"24h"`
+}
+
+// PathSpec is a file that holds no secret.
+type PathSpec struct {
+	// File is its path.
+	File string `yaml:"file" required:"true"`
 }
 
 // CookiesSpec is the `cookies` block.
@@ -197,8 +229,127 @@ type OriginsSpec struct {
 	Allow []string `yaml:"allow"`
 }
 
-// SecretSpec is a secret as written: a string with ${NAME}, {env: NAME} or {file: PATH}. A string without ${…} is a fault.
-type SecretSpec struct{ Ref SecretRef }
+// SecretSpec is a secret: a string with ${NAME} in it, or a mapping with exactly one of the keys below. A string without ${…} is a fault. Whatever the source, one trailing newline is cut, and a secret has at most 64 KiB.
+type SecretSpec struct {
+	// Ref is what the compiled policy keeps.
+	Ref SecretRef `yaml:"-"`
+	// Env is the name of an environment variable.
+	Env string `yaml:"env"`
+	// File is the path of a file. A new content is in use within 5 s.
+	File string `yaml:"file"`
+	// Vault is a key of a secret in HashiCorp Vault or OpenBao (KV version 2).
+	Vault *VaultSecretSpec `yaml:"vault"`
+	// AWS is a secret in AWS Secrets Manager.
+	AWS *AWSSecretSpec `yaml:"aws"`
+	// GCP is a secret in Google Secret Manager.
+	GCP *GCPSecretSpec `yaml:"gcp"`
+}
+
+// VaultSecretSpec names one key of a secret in the KV version 2 engine of `secret_stores.vault`. Always its newest version.
+type VaultSecretSpec struct {
+	// Mount is where the engine is mounted.
+	Mount string `yaml:"mount" default:"secret"`
+	// Path is the path below the mount, as `vault kv get` takes it: without `data/`.
+	Path string `yaml:"path" required:"true"`
+	// Key is the key within the secret. Its value is a string.
+	Key string `yaml:"key" required:"true"`
+}
+
+// AWSSecretSpec names a secret of AWS Secrets Manager. Always the version with the stage AWSCURRENT.
+type AWSSecretSpec struct {
+	// Secret is the secret's name or ARN.
+	Secret string `yaml:"secret" required:"true"`
+	// Key is a member of the JSON object that the secret holds. Left out, the secret is the value as it is.
+	Key string `yaml:"key"`
+}
+
+// GCPSecretSpec names a secret of Google Secret Manager.
+type GCPSecretSpec struct {
+	// Secret is the secret's resource name: projects/P/secrets/S, or projects/P/locations/L/secrets/S.
+	Secret string `yaml:"secret" required:"true"`
+	// Version is a number or an alias. A number stays as it is for good; a new version is only seen with `latest` or an alias.
+	Version string `yaml:"version" default:"latest"`
+}
+
+// SecretStoresSpec is the `secret_stores` block. The stores are read in the background. While one is down, the last good values stay in use; calls that need a secret that was never read are refused, and after a start /readyz fails, until it is there.
+type SecretStoresSpec struct {
+	// Every is how often each secret is read again, give or take a tenth.
+	Every Duration `yaml:"every" default:"60s"`
+	// Vault is the HashiCorp Vault or OpenBao of `{vault: …}`.
+	Vault *VaultStoreSpec `yaml:"vault"`
+	// AWS is the AWS Secrets Manager of `{aws: …}`.
+	AWS *AWSStoreSpec `yaml:"aws"`
+	// GCP is the Google Secret Manager of `{gcp: …}`. Only needed for other credentials than the default ones of the environment.
+	GCP *GCPStoreSpec `yaml:"gcp"`
+}
+
+// VaultStoreSpec is a HashiCorp Vault or OpenBao server. Nothing is taken from VAULT_… variables.
+type VaultStoreSpec struct {
+	// Address is the server's URL, such as https://vault.company.com:8200.
+	Address string `yaml:"address" required:"true"`
+	// AllowPlaintext permits an http address that is not loopback.
+	AllowPlaintext bool `yaml:"allow_plaintext"`
+	// Namespace is the namespace of every request.
+	Namespace string `yaml:"namespace"`
+	// CA is the path of a PEM file with the authorities that sign the server's certificate. Left out, the system's.
+	CA string `yaml:"ca"`
+	// Auth says how this process logs in.
+	Auth VaultAuthSpec `yaml:"auth" required:"true"`
+}
+
+// VaultAuthSpec is how this process logs in to Vault: exactly one of the kinds. The token is renewed when two thirds of its life are over; when it cannot be, or is refused, there is a new login.
+type VaultAuthSpec struct {
+	// Token is a token that somebody else issues, such as Vault Agent into a file.
+	Token *SecretSpec `yaml:"token"`
+	// AppRole logs in with a role_id and a secret_id.
+	AppRole *VaultAppRoleSpec `yaml:"approle"`
+	// Kubernetes logs in with the token of this pod's service account.
+	Kubernetes *VaultKubernetesSpec `yaml:"kubernetes"`
+}
+
+// VaultAppRoleSpec is a login by AppRole.
+type VaultAppRoleSpec struct {
+	// RoleID is the role_id.
+	RoleID string `yaml:"role_id" required:"true"`
+	// SecretID is the secret_id, by `${NAME}`, {env: NAME} or {file: PATH}.
+	SecretID SecretSpec `yaml:"secret_id" required:"true"`
+	// Mount is where the auth method is mounted.
+	Mount string `yaml:"mount" default:"approle"`
+}
+
+// VaultKubernetesSpec is a login by a Kubernetes service account.
+type VaultKubernetesSpec struct {
+	// Role is the Vault role.
+	Role string `yaml:"role" required:"true"`
+	// TokenFile is the path of the service account's token, read at every login.
+	TokenFile string `yaml:"token_file" default:"/var/run/secrets/kubernetes.io/serviceaccount/token"`
+	// Mount is where the auth method is mounted.
+	Mount string `yaml:"mount" default:"kubernetes"`
+}
+
+// AWSStoreSpec is the AWS Secrets Manager of a region. Without `access_key_id`, the credentials are those that AWS's own tools would find: variables, a web identity, shared files, the role of the container or instance.
+type AWSStoreSpec struct {
+	// Region is the AWS region, such as eu-central-1.
+	Region string `yaml:"region" required:"true"`
+	// Endpoint is the URL of another endpoint, such as that of a VPC.
+	Endpoint string `yaml:"endpoint"`
+	// AllowPlaintext permits an http endpoint that is not loopback.
+	AllowPlaintext bool `yaml:"allow_plaintext"`
+	// AccessKeyID is the id of a fixed access key. Needs `secret_access_key`.
+	AccessKeyID *SecretSpec `yaml:"access_key_id"`
+	// SecretAccessKey is the secret of the access key.
+	SecretAccessKey *SecretSpec `yaml:"secret_access_key"`
+}
+
+// GCPStoreSpec is Google Secret Manager. Without `credentials`, they are Google's application default credentials.
+type GCPStoreSpec struct {
+	// Endpoint is the URL of another endpoint, such as a regional one.
+	Endpoint string `yaml:"endpoint"`
+	// AllowPlaintext permits an http endpoint that is not loopback.
+	AllowPlaintext bool `yaml:"allow_plaintext"`
+	// Credentials is the JSON key of a service account.
+	Credentials *SecretSpec `yaml:"credentials"`
+}
 
 // StringList is a string or a list of strings.
 type StringList []string

@@ -77,7 +77,7 @@ func TestSchemaRefusesBadFiles(t *testing.T) {
 	for _, name := range []string{
 		"list_document", "version_missing", "version_two", "version_text", "no_upstreams", "unknown_key_top",
 		"unknown_key_nested", "unknown_key_later_feature", "wrong_types", "empty_strings", "duration_units", "enums",
-		"names", "url_missing", "caller_kinds", "credential_shapes", "oauth2_missing", "secret_literal", "secret_sources",
+		"names", "url_missing", "caller_kinds", "credential_shapes", "secret_literal", "secret_sources",
 		"server_tls", "upstreams_null",
 	} {
 		if err := schema.Validate(instance(t, "testdata/bad/"+name+".yaml")); err == nil {

@@ -210,7 +210,11 @@ func TestSecretRef(t *testing.T) {
 		"Bearer ${KEY}":            {SecretText, "Bearer ${KEY}"},
 		"{env: KEY}":               {SecretEnv, "KEY"},
 		"{file: /run/secrets/key}": {SecretFile, "/run/secrets/key"},
-		"":                         {},
+		"{vault: {mount: kv/one, path: a&b/c, key: d e=1}}":      VaultRef("kv/one", "a&b/c", "d e=1"),
+		"{aws: {secret: mcp/a+b}}":                               AWSRef("mcp/a+b", ""),
+		"{aws: {secret: mcp/a, key: b}}":                         AWSRef("mcp/a", "b"),
+		"{gcp: {secret: projects/p/secrets/s, version: latest}}": GCPRef("projects/p/secrets/s", "latest"),
+		"": {},
 	} {
 		if got := ref.String(); got != want {
 			t.Errorf("want %q, got %q", want, got)

@@ -8,6 +8,8 @@ type Set struct {
 	Server Server
 	// Envoy is what rendering lays out, defaults filled in.
 	Envoy Envoy
+	// Stores are where secrets behind the network are read from.
+	Stores SecretStores
 	// Upstreams are all upstreams, sorted by name.
 	Upstreams []*Upstream
 	// Callers are all callers, sorted by name.
@@ -90,18 +92,56 @@ type AuthMethod string
 
 // The methods.
 const (
-	ClientSecretBasic AuthMethod = "client_secret_basic"
-	ClientSecretPost  AuthMethod = "client_secret_post"
+	ClientSecretBasic       AuthMethod = "client_secret_basic"
+	ClientSecretPost        AuthMethod = "client_secret_post"
+	PrivateKeyJWT           AuthMethod = "private_key_jwt"             // RFC 7523 §2.2
+	TLSClientAuth           AuthMethod = "tls_client_auth"             // RFC 8705 §2.1
+	SelfSignedTLSClientAuth AuthMethod = "self_signed_tls_client_auth" // RFC 8705 §2.2
+	// NoClientAuth is for grants that need no client (RFC 7523 §3.1).
+	NoClientAuth AuthMethod = "none"
 )
+
+// Grant is what a token is asked for with.
+type Grant string
+
+// The grants.
+const (
+	ClientCredentials Grant = "client_credentials"
+	JWTBearer         Grant = "jwt_bearer"
+)
+
+// MutualTLS reports whether the method shows a client certificate.
+func (m AuthMethod) MutualTLS() bool { return m == TLSClientAuth || m == SelfSignedTLSClientAuth }
 
 // OAuth2 is a compiled OAuth 2 client, every default filled in. Two upstreams
 // with equal OAuth2 values share one token.
 type OAuth2 struct {
-	TokenURL     string
+	// TokenURL or Issuer is set.
+	TokenURL, Issuer string
+	// AllowPlaintext and AllowPrivate are about endpoints in the issuer's metadata.
+	AllowPlaintext, AllowPrivate bool
+
+	Grant Grant
+	// Assertion is the path of the JWT of the JWTBearer grant.
+	Assertion    string
 	CA           string
 	ClientID     string
 	ClientSecret SecretRef
-	AuthMethod   AuthMethod
+	// PrivateKey signs client assertions, or is the key of Certificate.
+	PrivateKey SecretRef
+	// KeyID and SigningAlgorithm are of the assertions; when empty, they
+	// follow from the key.
+	KeyID, SigningAlgorithm string
+	// AssertionAudience is the aud of the assertions.
+	AssertionAudience string
+	// NoAssertionTyp leaves the typ header of the assertions out.
+	NoAssertionTyp bool
+	// Certificate is the path of the client certificate.
+	Certificate string
+	// AuthMethod is empty when the issuer's metadata decides.
+	AuthMethod AuthMethod
+	// RawBasic sends client_secret_basic without form-encoding.
+	RawBasic bool
 	// Scopes in the order requested.
 	Scopes []string
 	// Resource is empty when none is sent.
@@ -110,6 +150,21 @@ type OAuth2 struct {
 	// Params are sorted by name.
 	Params                       []Param
 	DefaultLifetime, MaxLifetime time.Duration
+	// StaleGrace is how long this upstream is lent an expired token while the
+	// token endpoint is unavailable. It is the upstream's own: it does not
+	// keep two upstreams from sharing a token.
+	StaleGrace time.Duration
+}
+
+// Secrets lists the secrets that the client reads.
+func (o *OAuth2) Secrets() []SecretRef {
+	var refs []SecretRef
+	for _, ref := range []SecretRef{o.ClientSecret, o.PrivateKey} {
+		if !ref.IsZero() {
+			refs = append(refs, ref)
+		}
+	}
+	return refs
 }
 
 // Param is one extra parameter of a token request.

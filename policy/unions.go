@@ -3,6 +3,7 @@ package policy
 import (
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"time"
 
@@ -125,29 +126,42 @@ func (d *decoder) printable(path, value string) {
 	}
 }
 
-// source reads {env: NAME} or {file: PATH}.
+// source reads a secret that is written as a mapping.
 func (s *SecretSpec) source(d *decoder, n *yaml.Node, path string) {
-	for i := 0; i < len(n.Content); i += 2 {
-		if key := n.Content[i]; key.Kind != yaml.ScalarNode || key.Value != "env" && key.Value != "file" {
-			d.fault(path, "unknown key in a secret (not shown); %s", byReference)
-			return
-		}
+	if !d.only(n, path, "env", "file", "vault", "aws", "gcp") {
+		return
 	}
 	for _, p := range d.pairs(n, path) {
 		if !d.plain(p.node, p.path) {
+			continue
+		}
+		switch p.key {
+		case "vault", "aws", "gcp":
+			s.stored(d, p)
 			continue
 		}
 		text := d.text(p.node, p.path, "the name of a secret")
 		switch {
 		case d.at[p.path].bad:
 		case p.key == "env":
-			s.Ref = SecretRef{SecretEnv, text}
+			s.Env, s.Ref = text, SecretRef{SecretEnv, text}
 			s.environment(d, p.path, text)
 		default:
-			s.Ref = SecretRef{SecretFile, d.resolve(text)}
+			s.File, s.Ref = text, SecretRef{SecretFile, d.resolve(text)}
 		}
 	}
-	d.exactlyOne(path, "env", "file")
+	d.exactlyOne(path, "env", "file", "vault", "aws", "gcp")
+}
+
+// only refuses keys that are not among those known, without repeating them.
+func (d *decoder) only(n *yaml.Node, path string, known ...string) bool {
+	for i := 0; i < len(n.Content) && n.Kind == yaml.MappingNode; i += 2 {
+		if key := n.Content[i]; key.Kind != yaml.ScalarNode || !slices.Contains(known, key.Value) {
+			d.fault(path, "unknown key in a secret (not shown); want %s", choice(known))
+			return false
+		}
+	}
+	return true
 }
 
 func (s *SecretSpec) environment(d *decoder, path, name string) {

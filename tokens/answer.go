@@ -3,6 +3,7 @@ package tokens
 import (
 	"bytes"
 	"encoding/json"
+	"maps"
 	"math"
 	"strconv"
 	"strings"
@@ -23,7 +24,7 @@ const (
 
 // answer holds the members of a token answer that we read, still as JSON.
 type answer struct {
-	access, kind, expires, scope json.RawMessage
+	access, kind, expires, refresh, scope json.RawMessage
 
 	code, description string
 }
@@ -33,40 +34,44 @@ type answer struct {
 // ACCESS_TOKEN too, and the last of two. Here two of a name are none, because
 // nobody can say which one the server meant.
 func parseAnswer(body []byte) (answer, *Error) {
-	var a answer
+	fields, bad := members(body)
+	if bad != nil {
+		return answer{}, bad
+	}
+	return answer{
+		access: fields["access_token"], kind: fields["token_type"], expires: fields["expires_in"], scope: fields["scope"],
+		refresh: fields["refresh_in"],
+		code:    errorWord(fields["error"]), description: text(fields["error_description"]),
+	}, nil
+}
+
+// members reads the members of a JSON object, those that are null left out.
+func members(body []byte) (map[string]json.RawMessage, *Error) {
 	body = bytes.TrimPrefix(body, []byte("\xef\xbb\xbf"))
 	if !bytes.HasPrefix(bytes.TrimLeft(body, " \t\r\n"), []byte("{")) || !json.Valid(body) {
-		return a, notJSON()
+		return nil, notJSON()
 	}
-	var code, description json.RawMessage
-	fields := map[string]*json.RawMessage{
-		"access_token": &a.access, "token_type": &a.kind, "expires_in": &a.expires, "scope": &a.scope,
-		"error": &code, "error_description": &description,
-	}
-	seen := map[string]bool{}
+	seen := map[string]json.RawMessage{}
 	dec := json.NewDecoder(bytes.NewReader(body))
 	_, _ = dec.Token() // the brace
 	for dec.More() {
 		name, _ := dec.Token()
 		var value json.RawMessage
 		if err := dec.Decode(&value); err != nil {
-			return answer{}, notJSON()
+			return nil, notJSON()
 		}
 		member, _ := name.(string)
-		if seen[member] {
-			return answer{}, refused("duplicate_member", "the answer has a member twice")
+		if _, twice := seen[member]; twice {
+			return nil, refused("duplicate_member", "the answer has a member twice")
 		}
-		seen[member] = true
-		if f := fields[member]; f != nil && string(value) != "null" {
-			*f = value
-		}
+		seen[member] = value
 	}
-	a.code, a.description = errorWord(code), text(description)
-	return a, nil
+	maps.DeleteFunc(seen, func(_ string, value json.RawMessage) bool { return string(value) == "null" })
+	return seen, nil
 }
 
 func notJSON() *Error {
-	return refused("not_json", "the answer is not one JSON object: check token_url")
+	return refused("not_json", "the answer is not one JSON object: check token_url or issuer")
 }
 
 // errorWord returns the error member as a word, "" for none. One that is not a
@@ -108,6 +113,10 @@ func (a answer) accept(o *policy.OAuth2, got *granted) *Error {
 		return refused("expires_in", "the expires_in is not a number")
 	}
 	got.access, got.life, got.noLife = access, life, !given
+	// refresh_in is a wish: what cannot be read is as good as none.
+	if refresh, given, ok := lifetime(a.refresh, 0, o.MaxLifetime); given && ok && refresh > shortestLife {
+		got.refresh = refresh
+	}
 	if s := text(a.scope); isScope(s) {
 		got.scope = s
 	}

@@ -19,6 +19,9 @@ const (
 	callerCap = 5 * time.Second
 	// idleCap bounds the pause while nobody asks.
 	idleCap = 30 * time.Second
+	// refreshLeast is the least pause between a token and its replacement,
+	// for lives that are at least twice that.
+	refreshLeast = 30 * time.Second
 	// lastDelay is the shortest pause of a refresh whose token is about to die.
 	lastDelay = 250 * time.Millisecond
 	// permanentHold is the pause after an error that asking again cannot heal:
@@ -83,6 +86,17 @@ func spread(d, limit time.Duration, dice float64) time.Duration {
 func refreshAhead(life time.Duration, dice float64) time.Duration {
 	ahead := min(max(life/5, time.Minute), life/2)
 	return ahead + time.Duration((2*dice-1)*spreadShare*float64(ahead))
+}
+
+// refreshAfter returns how long after its coming a token is replaced. An endpoint
+// may say when, as refresh_in: that is kept to, but for what would leave no time
+// to try again, or would turn each call into a token request.
+func refreshAfter(life, asked time.Duration, dice float64) time.Duration {
+	if asked <= 0 || asked >= life {
+		return life - refreshAhead(life, dice)
+	}
+	asked = min(max(asked, min(refreshLeast, life/2)), life-life/10)
+	return asked - time.Duration(dice*spreadShare*float64(asked))
 }
 
 // retryAfter reads a Retry-After header (RFC 9110 §10.2.3), in seconds or as a

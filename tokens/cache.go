@@ -79,6 +79,7 @@ type Cache struct {
 	ctx    context.Context //nolint:containedctx // the life of the fetches, which is the cache's and no caller's
 	cancel context.CancelFunc
 	net    *network
+	dir    *directory
 	slots  chan struct{}
 	// deadline is fetchDeadline, but in tests that cannot wait for it.
 	deadline time.Duration
@@ -109,6 +110,10 @@ func New(cfg Config) *Cache {
 		sources:   map[string]*Source{},
 		endpoints: map[string]chan struct{}{},
 	}
+	c.dir = &directory{
+		net: c.net, now: cfg.Now, dice: cfg.Dice, spawn: c.spawn, ctx: ctx, servers: map[server]*record{},
+		deadline: func() time.Duration { return c.deadline },
+	}
 	_, _ = rand.Read(c.key) // never fails
 	return c
 }
@@ -119,11 +124,11 @@ func New(cfg Config) *Cache {
 // Token does. An error means that the credential can never work as it is
 // written.
 func (c *Cache) Source(upstream string, o *policy.OAuth2) (*Source, error) {
-	cl, err := newClient(o, c.net)
+	cl, err := newClient(o, c.dir)
 	if err != nil {
 		return nil, fmt.Errorf("credential of upstream %q: %w", upstream, err)
 	}
-	k := keyOf(&cl.o, grantClientCredentials, "")
+	k := keyOf(&cl.o, "")
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	e := c.entries[k]
@@ -131,10 +136,10 @@ func (c *Cache) Source(upstream string, o *policy.OAuth2) (*Source, error) {
 		e = &entry{cache: c, client: cl, slots: c.endpointSlots(cl.host)}
 		c.entries[k] = e
 	}
-	if s := c.sources[upstream]; s != nil && s.entry == e {
+	if s := c.sources[upstream]; s != nil && s.entry == e && s.grace == o.StaleGrace {
 		return s, nil
 	}
-	s := &Source{name: upstream, entry: e, now: c.cfg.Now, bucket: bucket{level: bucketSize}}
+	s := &Source{name: upstream, entry: e, now: c.cfg.Now, bucket: bucket{level: bucketSize}, grace: o.StaleGrace}
 	c.sources[upstream] = s
 	e.share(upstream)
 	return s, nil
@@ -161,7 +166,7 @@ func (c *Cache) Retain(keep []*Source) {
 		names[s.entry] = append(names[s.entry], s.name)
 		c.sources[s.name] = s
 	}
-	hosts := map[string]bool{}
+	hosts, servers := map[string]bool{}, map[server]bool{}
 	for k, e := range c.entries {
 		if names[e] == nil {
 			e.stop()
@@ -170,7 +175,9 @@ func (c *Cache) Retain(keep []*Source) {
 		}
 		e.shared(names[e])
 		hosts[e.client.host] = true
+		servers[e.client.server()] = true
 	}
+	c.dir.retain(servers)
 	for host := range c.endpoints {
 		if !hosts[host] {
 			delete(c.endpoints, host)

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/oauth2"
@@ -25,9 +27,11 @@ const (
 type client struct {
 	o      policy.OAuth2
 	host   string
-	style  oauth2.AuthStyle
 	params url.Values
 	net    *network
+	// directory knows what the issuer says; last is what came of it last.
+	directory *directory
+	last      atomic.Pointer[target]
 }
 
 // granted is a checked answer.
@@ -35,55 +39,100 @@ type granted struct {
 	access string
 	life   time.Duration
 	noLife bool // the answer had no expires_in
-	scope  string
-	at     time.Time // when the answer came
-	skew   time.Duration
+	// refresh is the refresh_in of the answer, 0 for none.
+	refresh time.Duration
+	scope   string
+	at      time.Time // when the answer came
+	skew    time.Duration
 }
 
 // newClient checks what a request can be built of. The policy has checked most
 // of it for people; here it is checked for whoever builds an OAuth2 in code.
-func newClient(o *policy.OAuth2, n *network) (*client, error) {
-	u, err := url.Parse(o.TokenURL)
-	if err != nil || u.Host == "" || (u.Scheme != "https" && u.Scheme != "http") {
-		return nil, fmt.Errorf("token_url %q: want an absolute https URL", o.TokenURL)
+func newClient(o *policy.OAuth2, d *directory) (*client, error) {
+	u, err := addressOf(o)
+	if err != nil {
+		return nil, err
 	}
-	if u.User != nil || u.Fragment != "" {
-		return nil, errors.New("token_url: want no user, password or fragment in it")
-	}
-	cl := &client{o: *o, host: u.Host, net: n, params: url.Values{}}
+	cl := &client{o: *o, host: u.Host, net: d.net, directory: d, params: url.Values{}}
 	cl.o.Scopes, cl.o.Params = slices.Clone(o.Scopes), slices.Clone(o.Params)
+	if cl.o.Grant == "" {
+		cl.o.Grant = policy.ClientCredentials
+	}
 	if cl.o.DefaultLifetime <= 0 {
 		cl.o.DefaultLifetime = defaultLifetime
 	}
 	if cl.o.MaxLifetime <= 0 {
 		cl.o.MaxLifetime = maxLifetime
 	}
-	if cl.style, err = style(o.AuthMethod); err != nil {
+	if err := methodFits(o); err != nil {
 		return nil, err
 	}
-	if o.ClientID == "" {
+	if o.ClientID == "" && o.AuthMethod != policy.NoClientAuth {
 		return nil, errors.New("client_id: want a client identifier, got none")
 	}
 	if err := cl.fill(); err != nil {
 		return nil, err
 	}
-	if err := n.check(o.CA); err != nil {
+	if err := d.net.check(trust{ca: o.CA, cert: o.Certificate}); err != nil {
 		return nil, err
 	}
 	return cl, nil
 }
 
-// style fixes how the client authenticates. Left to itself, x/oauth2 tries the
-// header first and then sends the secret in the body, on any error (RFC 6749
-// §2.3 allows one method per request).
-func style(m policy.AuthMethod) (oauth2.AuthStyle, error) {
-	switch m {
-	case policy.ClientSecretBasic:
-		return oauth2.AuthStyleInHeader, nil
-	case policy.ClientSecretPost:
-		return oauth2.AuthStyleInParams, nil
+// addressOf returns the token endpoint, or the issuer that is asked for it.
+func addressOf(o *policy.OAuth2) (*url.URL, error) {
+	name, address := "token_url", o.TokenURL
+	if o.Issuer != "" {
+		name, address = "issuer", o.Issuer
 	}
-	return 0, fmt.Errorf("auth_method %q: want client_secret_basic or client_secret_post", m)
+	if o.Issuer != "" && o.TokenURL != "" {
+		return nil, errors.New("want token_url or issuer, got both")
+	}
+	u, err := url.Parse(address)
+	if err != nil || u.Host == "" || (u.Scheme != "https" && u.Scheme != "http") {
+		return nil, fmt.Errorf("%s %q: want an absolute https URL", name, address)
+	}
+	if u.User != nil || u.Fragment != "" || o.Issuer != "" && u.RawQuery != "" {
+		return nil, fmt.Errorf("%s: want no user, password or fragment in it, and no query in an issuer", name)
+	}
+	if o.AuthMethod.MutualTLS() && o.Issuer == "" && u.Scheme != "https" {
+		return nil, fmt.Errorf("auth_method %s: want an https token_url, since the certificate is shown in TLS only", o.AuthMethod)
+	}
+	return u, nil
+}
+
+// methodFits checks that the client has what its method takes. The method is
+// fixed: left to itself, x/oauth2 tries the header first and then sends the
+// secret in the body, on any error (RFC 6749 §2.3 allows one method per request).
+func methodFits(o *policy.OAuth2) error {
+	lacks := func(words string) error { return fmt.Errorf("auth_method %s: want %s", o.AuthMethod, words) }
+	certified := o.Certificate != "" && !o.PrivateKey.IsZero()
+	switch o.AuthMethod {
+	case "":
+		if o.Issuer != "" && (certified || o.Certificate == "" && len(able(o)) > 0) {
+			return nil
+		}
+		return errors.New("want an auth_method, or an issuer and a client_secret, a private_key, or a certificate with its private_key")
+	case policy.NoClientAuth:
+		if o.Grant != policy.JWTBearer {
+			return lacks("the grant jwt_bearer, or a proof of the client")
+		}
+	case policy.ClientSecretBasic, policy.ClientSecretPost:
+		if o.ClientSecret.IsZero() {
+			return lacks("a client_secret")
+		}
+	case policy.PrivateKeyJWT:
+		if o.PrivateKey.IsZero() || o.AssertionAudience+o.Issuer == "" {
+			return lacks("a private_key, and an issuer or an assertion_audience")
+		}
+	case policy.TLSClientAuth, policy.SelfSignedTLSClientAuth:
+		if !certified {
+			return lacks("a certificate and its private_key")
+		}
+	default:
+		return fmt.Errorf("auth_method %q: want client_secret_basic, client_secret_post, private_key_jwt, tls_client_auth or self_signed_tls_client_auth", o.AuthMethod)
+	}
+	return nil
 }
 
 // fill lays out the form. No parameter is empty or there twice (RFC 6749 §3.2).
@@ -95,7 +144,7 @@ func (cl *client) fill() error {
 	}
 	for _, p := range cl.o.Params {
 		switch p.Name {
-		case "", "grant_type", "client_id", "client_secret", "scope", "resource", "audience",
+		case "", "grant_type", "assertion", "client_id", "client_secret", "scope", "resource", "audience",
 			"client_assertion", "client_assertion_type":
 			return fmt.Errorf("params: %q is not for params: it has a key of its own, or none", p.Name)
 		}
@@ -109,23 +158,62 @@ func (cl *client) fill() error {
 	return nil
 }
 
+// trust names the connections that this client may use.
+func (cl *client) trust(at target) trust {
+	t := trust{ca: cl.o.CA, guarded: at.guarded}
+	if at.method.MutualTLS() {
+		t.cert, t.key = cl.o.Certificate, cl.o.PrivateKey
+	}
+	return t
+}
+
+func (cl *client) transport(at target, p proof) (http.RoundTripper, *Error) {
+	base, err := cl.net.transport(cl.trust(at), p.key)
+	switch {
+	case errors.Is(err, errCertificate):
+		return nil, unavailable("certificate_unusable", "the client certificate for %s cannot be used: %s", at.host, oneLine(err.Error(), maxQuote))
+	case err != nil:
+		return nil, unavailable("ca_unreadable", "the authorities of the token endpoint %s cannot be read from its ca file", at.host)
+	}
+	return base, nil
+}
+
 // fetch makes one token request and checks the answer. x/oauth2 lays out the
 // request; the exchange below it closes what x/oauth2 leaves open, on both sides.
-func (cl *client) fetch(ctx context.Context, secret string, now func() time.Time) (granted, *Error) {
-	base, err := cl.net.transport(cl.o.CA)
-	if err != nil {
-		return granted{}, unavailable("ca_unreadable", "the authorities of the token endpoint %s cannot be read from its ca file", cl.host)
+func (cl *client) fetch(ctx context.Context, p proof, now func() time.Time) (granted, *Error) {
+	at, bad := cl.target(ctx)
+	if bad != nil {
+		return granted{}, bad
 	}
-	x := &exchange{client: cl, base: base, now: now, hidden: newRedactor(cl.o.ClientID, secret)}
+	base, bad := cl.transport(at, p)
+	if bad != nil {
+		return granted{}, bad
+	}
+	who, bad := cl.identify(at, p, now())
+	if bad != nil {
+		return granted{}, bad
+	}
+	got, bad := cl.request(ctx, at, who, base, now)
+	if bad != nil && at.found != nil && (bad.Kind == Unavailable || bad.Status == http.StatusNotFound || bad.Code == "redirect_refused") {
+		cl.directory.doubt(cl.server())
+	}
+	return got, bad
+}
+
+// request sends the one request.
+func (cl *client) request(ctx context.Context, at target, who identity, base http.RoundTripper, now func() time.Time) (granted, *Error) {
+	x := &exchange{client: cl, host: at.host, base: base, now: now, header: who.header, hidden: who.hidden}
 	ctx = context.WithValue(ctx, oauth2.HTTPClient, &http.Client{
 		Transport: x,
 		// Never reached: the exchange refuses each redirect itself. It
 		// stays, so that no change there can let a secret travel.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	})
+	form := maps.Clone(cl.params)
+	maps.Copy(form, who.params)
 	cc := clientcredentials.Config{
-		ClientID: cl.o.ClientID, ClientSecret: secret, TokenURL: cl.o.TokenURL,
-		Scopes: cl.o.Scopes, EndpointParams: cl.params, AuthStyle: cl.style,
+		ClientID: who.id, ClientSecret: who.secret, TokenURL: at.url,
+		Scopes: cl.o.Scopes, EndpointParams: form, AuthStyle: who.style,
 	}
 	t, err := cc.Token(ctx)
 	if err != nil {
@@ -133,7 +221,7 @@ func (cl *client) fetch(ctx context.Context, secret string, now func() time.Time
 			return granted{}, clean
 		}
 		// What x/oauth2 says itself may quote bodies: it stays here.
-		return granted{}, refused("bad_request", "no token request could be made for %s: check token_url, scopes and params", cl.host)
+		return granted{}, refused("bad_request", "no token request could be made for %s: check token_url, scopes and params", at.host)
 	}
 	x.got.access = t.AccessToken
 	return x.got, nil

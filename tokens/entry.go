@@ -5,11 +5,12 @@ import (
 	"context"
 	"crypto/hmac"
 	"crypto/sha256"
-	"io"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
 )
 
 // refreshFloor is the shortest life that is refreshed ahead. A token that an
@@ -47,7 +48,8 @@ type failure struct {
 	count  int
 	since  time.Time
 	next   time.Time // before it, callers get err
-	secret []byte    // keyed hash of the secret that was refused
+	secret []byte    // keyed hash of the secrets that were refused
+	files  []byte    // of the files
 }
 
 // flight is one token request. Its result is there once done is closed.
@@ -64,6 +66,20 @@ func (e *entry) alive(now time.Time) *Token {
 		return t
 	}
 	return nil
+}
+
+// stale returns the token that has expired less than grace ago, while the reason
+// for having no other is that the endpoint is unavailable. It keeps the tries
+// going that end that.
+func (e *entry) stale(now time.Time, grace time.Duration) *Token {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	t := e.current.Load()
+	if t == nil || !now.Before(t.expiry.Add(grace)) || e.fail.err == nil || e.fail.err.Kind != Unavailable {
+		return nil
+	}
+	_, _ = e.join(now)
+	return t
 }
 
 // token is the way of a call that found no living token: it joins the fetch in
@@ -147,14 +163,33 @@ func (e *entry) secretChanged() bool {
 	if e.fail.err == nil || !e.fail.err.permanent {
 		return false
 	}
-	s, err := e.cache.cfg.Secrets.Secret(e.client.o.ClientSecret)
-	return err == nil && !hmac.Equal(e.fail.secret, e.cache.sum(s.Reveal()))
+	p, err := e.proof()
+	return err == nil && !hmac.Equal(e.fail.secret, e.cache.sum(p))
 }
 
-// sum is the keyed hash by which a secret is remembered.
-func (c *Cache) sum(secret string) []byte {
+// filesChanged is secretChanged for what is in files: it reads them, so no call
+// of a caller asks it. mu is held.
+func (e *entry) filesChanged() bool {
+	return e.fail.err != nil && e.fail.err.permanent && !hmac.Equal(e.fail.files, e.cache.files(e.client))
+}
+
+// files is the keyed hash of the files that prove the client.
+func (c *Cache) files(cl *client) []byte {
 	m := hmac.New(sha256.New, c.key)
-	_, _ = io.WriteString(m, "secret\x00"+secret)
+	jwt, _ := cl.workload()
+	part(m, "files", jwt)
+	if cl.o.Certificate != "" {
+		if cert, err := readCertificate(cl.o.Certificate); err == nil {
+			part(m, string(cert.Certificate[0]))
+		}
+	}
+	return m.Sum(nil)
+}
+
+// sum is the keyed hash by which secrets are remembered.
+func (c *Cache) sum(p proof) []byte {
+	m := hmac.New(sha256.New, c.key)
+	part(m, "secret", p.secret, p.key)
 	return m.Sum(nil)
 }
 
@@ -191,9 +226,13 @@ func (e *entry) fly(f *flight) {
 	ctx, cancel := context.WithTimeout(e.cache.ctx, e.cache.deadline)
 	defer cancel()
 	start := e.cache.cfg.Now()
-	secret, err := e.secret()
+	p, err := e.proof()
+	files := e.cache.files(e.client) // before the fetch: what changes meanwhile counts as changed
 	if err == nil {
-		f.got, err = e.client.fetch(ctx, secret, e.cache.cfg.Now)
+		p.assertion, err = e.client.workload()
+	}
+	if err == nil {
+		f.got, err = e.client.fetch(ctx, p, e.cache.cfg.Now)
 	}
 	if e.cache.ctx.Err() != nil && err != nil {
 		err = unavailable("closed", "this process is stopping")
@@ -203,25 +242,37 @@ func (e *entry) fly(f *flight) {
 		f.got.access = ""
 	}
 	f.err = err
-	r := e.land(f, e.cache.sum(secret))
+	r := e.land(f, e.cache.sum(p), files)
 	r.fetch.Took = e.cache.cfg.Now().Sub(start)
 	e.tell(r)
 }
 
-// secret reads the client's secret.
-func (e *entry) secret() (string, *Error) {
-	ref := e.client.o.ClientSecret
-	s, err := e.cache.cfg.Secrets.Secret(ref)
-	if err != nil || s.Reveal() == "" {
-		// The store's own words are not repeated: they are logged where
-		// they arise, and nobody here can tell what they hold.
-		return "", unavailable("secret_unavailable", "the client secret %s cannot be read", oneLine(ref.String(), 100))
+// proof reads the client's secrets.
+func (e *entry) proof() (proof, *Error) {
+	var p proof
+	for _, s := range []struct {
+		ref  policy.SecretRef
+		into *string
+		what string
+	}{
+		{e.client.o.ClientSecret, &p.secret, "client secret"}, {e.client.o.PrivateKey, &p.key, "private key"},
+	} {
+		if s.ref.IsZero() {
+			continue
+		}
+		v, err := e.cache.cfg.Secrets.Secret(s.ref)
+		if err != nil || v.Reveal() == "" {
+			// The store's own words are not repeated: they are logged where
+			// they arise, and nobody here can tell what they hold.
+			return proof{}, unavailable("secret_unavailable", "the %s %s cannot be read", s.what, oneLine(s.ref.String(), 100))
+		}
+		*s.into = v.Reveal()
 	}
-	return s.Reveal(), nil
+	return p, nil
 }
 
 // land puts the result in place, wakes the waiters, and plans what comes next.
-func (e *entry) land(f *flight, secret []byte) report {
+func (e *entry) land(f *flight, secret, files []byte) report {
 	now := e.cache.cfg.Now()
 	dice := e.cache.cfg.Dice()
 	e.mu.Lock()
@@ -236,7 +287,7 @@ func (e *entry) land(f *flight, secret []byte) report {
 		e.fail = failure{}
 		e.current.Store(f.token)
 		if f.token.lifetime >= refreshFloor {
-			e.arm(now, f.token.expiry.Add(-refreshAhead(f.token.lifetime, dice)).Sub(now))
+			e.arm(now, f.got.at.Add(refreshAfter(f.token.lifetime, f.got.refresh, dice)).Sub(now))
 		}
 		close(f.done)
 		return r
@@ -254,7 +305,7 @@ func (e *entry) land(f *flight, secret []byte) report {
 	next, wake := plan(f.err, e.fail.count, now.Sub(e.fail.since), left, dice)
 	f.err = f.err.in(next)
 	r.err = f.err
-	e.fail.err, e.fail.next, e.fail.secret = f.err, now.Add(next), secret
+	e.fail.err, e.fail.next, e.fail.secret, e.fail.files = f.err, now.Add(next), secret, files
 	e.arm(now, wake)
 	close(f.done)
 	return r
@@ -292,7 +343,7 @@ func (e *entry) tick(gen uint64) {
 		return
 	}
 	now := e.cache.cfg.Now()
-	if e.held(now) != nil && now.Before(e.wake) {
+	if e.held(now) != nil && now.Before(e.wake) && !e.filesChanged() {
 		e.arm(now, e.wake.Sub(now))
 		return
 	}

@@ -24,8 +24,10 @@ const maxAnswer = 256 << 10
 // follow, believe or quote never gets to it.
 type exchange struct {
 	client *client
+	host   string
 	base   http.RoundTripper
 	now    func() time.Time
+	header func(http.Header) // last touches to the request; may be nil
 	hidden redactor
 	got    granted
 }
@@ -33,13 +35,13 @@ type exchange struct {
 // RoundTrip implements http.RoundTripper.
 func (x *exchange) RoundTrip(r *http.Request) (*http.Response, error) {
 	r = r.Clone(r.Context())
-	r.Header.Set("Accept", "application/json")
-	// Nothing is unpacked, so nothing can blow up.
-	r.Header.Set("Accept-Encoding", "identity")
-	r.Header.Set("User-Agent", "envoy-mcp-auth")
+	wants(r.Header)
+	if x.header != nil {
+		x.header(r.Header)
+	}
 	resp, err := x.base.RoundTrip(r)
 	if err != nil {
-		return nil, x.network(err)
+		return nil, networkError(x.host, err)
 	}
 	defer func() { _ = resp.Body.Close() }()
 	x.got.at = x.now()
@@ -63,10 +65,18 @@ func (x *exchange) RoundTrip(r *http.Request) (*http.Response, error) {
 	}, nil
 }
 
+// wants says what answers we read.
+func wants(h http.Header) {
+	h.Set("Accept", "application/json")
+	// Nothing is unpacked, so nothing can blow up.
+	h.Set("Accept-Encoding", "identity")
+	h.Set("User-Agent", "envoy-mcp-auth")
+}
+
 // judge sorts the answer: a token, or why not. The status is judged before the
 // body, so a slow or endless body cannot change what a bad status means.
 func (x *exchange) judge(resp *http.Response) *Error {
-	host, status := x.client.host, resp.StatusCode
+	host, status := x.host, resp.StatusCode
 	switch {
 	case status >= 300 && status < 400:
 		return refused("redirect_refused", "%s answered %d: redirects are not followed, because the secret would travel; set token_url to the final address", host, status)
@@ -79,7 +89,7 @@ func (x *exchange) judge(resp *http.Response) *Error {
 	case status >= 400:
 		return x.denied(resp)
 	}
-	body, err := x.read(resp)
+	body, err := readBody(x.host, resp)
 	if err != nil {
 		return err
 	}
@@ -98,8 +108,8 @@ func (x *exchange) judge(resp *http.Response) *Error {
 
 // denied reads a 4xx (RFC 6749 §5.2).
 func (x *exchange) denied(resp *http.Response) *Error {
-	host, status := x.client.host, resp.StatusCode
-	body, err := x.read(resp)
+	host, status := x.host, resp.StatusCode
+	body, err := readBody(x.host, resp)
 	if err == nil {
 		if a, _ := parseAnswer(body); a.code != "" {
 			err = x.oauthError(a, status)
@@ -117,7 +127,7 @@ func (x *exchange) denied(resp *http.Response) *Error {
 // said returns the OAuth error of a 5xx, for the log. Whatever goes wrong in
 // reading it is nothing next to the status.
 func (x *exchange) said(resp *http.Response) string {
-	body, err := x.read(resp)
+	body, err := readBody(x.host, resp)
 	if err != nil {
 		return ""
 	}
@@ -144,14 +154,14 @@ func (x *exchange) oauthError(a answer, status int) *Error {
 	return err
 }
 
-// read reads a body that is neither packed nor too big.
-func (x *exchange) read(resp *http.Response) ([]byte, *Error) {
+// readBody reads a body that is neither packed nor too big.
+func readBody(host string, resp *http.Response) ([]byte, *Error) {
 	if enc := resp.Header.Get("Content-Encoding"); enc != "" && !strings.EqualFold(enc, "identity") {
 		return nil, refused("encoded", "the answer is compressed, although that was not asked for")
 	}
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
 	if err != nil {
-		return nil, x.network(err)
+		return nil, networkError(host, err)
 	}
 	if len(body) > maxAnswer {
 		return nil, refused("too_big", "the answer is over %d bytes", maxAnswer)
@@ -159,10 +169,9 @@ func (x *exchange) read(resp *http.Response) ([]byte, *Error) {
 	return body, nil
 }
 
-// network names a failure of the network in fixed words. The library's own
+// networkError names a failure of the network in fixed words. The library's own
 // words may quote what the other side sent.
-func (x *exchange) network(err error) *Error {
-	host := x.client.host
+func networkError(host string, err error) *Error {
 	var (
 		timeout   net.Error
 		dns       *net.DNSError
@@ -174,6 +183,8 @@ func (x *exchange) network(err error) *Error {
 		record    tls.RecordHeaderError
 	)
 	switch {
+	case errors.Is(err, errPrivate):
+		return refused("private_address", "%s has a private address, and only the metadata of the issuer named it: set allow_private if it is right", host)
 	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
 		return unavailable("timeout", "%s did not answer in full within %s", host, fetchDeadline)
 	case errors.As(err, &dns):

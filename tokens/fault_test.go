@@ -40,7 +40,7 @@ func verdicts() map[tokenstest.Fault]verdict {
 		"expires_in_exponent": good(1000 * time.Second), "expires_in_decimal": good(3599*time.Second + 500*time.Millisecond),
 		"expires_in_integral_decimal": good(time.Hour), "expires_in_string": good(time.Hour), "expires_in_decimal_string": good(time.Hour),
 		"expires_in_1e18": good(24 * time.Hour), "expires_in_epoch": good(24 * time.Hour), "expires_in_overflow": good(24 * time.Hour),
-		"expires_in_over_int64": good(24 * time.Hour),
+		"expires_in_over_int64": good(24 * time.Hour), "refresh_in": good(time.Hour), "refresh_in_junk": good(time.Hour),
 
 		"error_in_200": {Refused, "invalid_client", 0}, "error_in_200_no_code": {Refused, "error", 0},
 		"unknown_error": {Refused, "error", 0}, "long_description": {Refused, "invalid_request", 0},
@@ -231,7 +231,7 @@ func TestANewAuthorityIsTrustedAtTheNextFetch(t *testing.T) {
 	o := spec(two.TokenURL())
 	o.CA = ca
 	n := newNetwork(nil)
-	if err := n.check(ca); err != nil {
+	if err := n.check(trust{ca: ca}); err != nil {
 		t.Fatal(err)
 	}
 	_, err := source(t, c, "a", o).Token(t.Context())

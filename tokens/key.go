@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"hash"
 	"slices"
+	"strconv"
 
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
 )
@@ -13,20 +14,21 @@ import (
 // change the token, or the right to it, is equal.
 type key [sha256.Size]byte
 
-// grantClientCredentials is the grant of RFC 6749 §4.4.
-const grantClientCredentials = "client_credentials"
-
 // keyOf hashes length-prefixed parts, so that no two lists of parts collide by
 // the place of a border ("ab","c" and "a","bc"). Scopes are a set (RFC 6749
 // §3.3), so their order does not count. The principal is empty for a token of
 // the service itself; a user-bound grant puts issuer, subject and the hash of
 // the subject's token there.
-func keyOf(o *policy.OAuth2, grant, principal string) key {
+func keyOf(o *policy.OAuth2, principal string) key {
 	scopes := slices.Compact(slices.Sorted(slices.Values(o.Scopes)))
 	h := sha256.New()
-	part(h, o.TokenURL, o.CA, o.ClientID, string(o.AuthMethod))
-	part(h, string(rune(o.ClientSecret.Kind)), o.ClientSecret.Name)
-	part(h, grant, principal, o.Resource, o.Audience)
+	part(h, o.TokenURL, o.Issuer, o.CA, o.ClientID, string(o.AuthMethod))
+	for _, ref := range []policy.SecretRef{o.ClientSecret, o.PrivateKey} {
+		part(h, string(rune(ref.Kind)), ref.Name, ref.String())
+	}
+	part(h, o.KeyID, o.SigningAlgorithm, o.AssertionAudience, o.Certificate)
+	part(h, strconv.FormatBool(o.NoAssertionTyp), strconv.FormatBool(o.RawBasic), strconv.FormatBool(o.AllowPlaintext), strconv.FormatBool(o.AllowPrivate))
+	part(h, string(o.Grant), o.Assertion, principal, o.Resource, o.Audience)
 	part(h, scopes...)
 	names := make([]string, 0, 2*len(o.Params))
 	for _, p := range o.Params {

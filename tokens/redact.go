@@ -14,19 +14,25 @@ const maxQuote = 200
 type redactor struct{ forbidden []string }
 
 // newRedactor prepares the forms in which the secret travels: as it is,
-// form-encoded, and in the Basic credentials, alone or with the client's id.
-func newRedactor(id, secret string) redactor {
-	if secret == "" {
-		return redactor{}
+// form-encoded, and in the Basic credentials, alone or with the client's id. Of
+// an assertion, the signature is looked for: without it, the rest proves nothing.
+func newRedactor(id, secret string, assertions ...string) redactor {
+	var r redactor
+	if secret != "" {
+		form := url.QueryEscape(secret)
+		r.forbidden = []string{secret, form, url.PathEscape(secret)}
+		for _, s := range []string{secret, form, id + ":" + secret, url.QueryEscape(id) + ":" + form} {
+			r.forbidden = append(
+				r.forbidden,
+				strings.TrimRight(base64.StdEncoding.EncodeToString([]byte(s)), "="),
+				base64.RawURLEncoding.EncodeToString([]byte(s)),
+			)
+		}
 	}
-	form := url.QueryEscape(secret)
-	r := redactor{[]string{secret, form, url.PathEscape(secret)}}
-	for _, s := range []string{secret, form, id + ":" + secret, url.QueryEscape(id) + ":" + form} {
-		r.forbidden = append(
-			r.forbidden,
-			strings.TrimRight(base64.StdEncoding.EncodeToString([]byte(s)), "="),
-			base64.RawURLEncoding.EncodeToString([]byte(s)),
-		)
+	for _, jwt := range assertions {
+		if signature := jwt[strings.LastIndexByte(jwt, '.')+1:]; signature != "" {
+			r.forbidden = append(r.forbidden, signature)
+		}
 	}
 	for i, s := range r.forbidden {
 		r.forbidden[i] = strings.ToLower(s)

@@ -1,10 +1,14 @@
 package tokens
 
 import (
+	"bytes"
 	"context"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
+
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
 )
 
 const (
@@ -21,18 +25,43 @@ type Source struct {
 	entry  *entry
 	now    func() time.Time
 	bucket bucket
+	// grace is the stale_grace of the upstream; barred is the last token it refused.
+	grace  time.Duration
+	barred atomic.Pointer[Token]
 }
 
 // Token returns a living token. While there is one, that costs an atomic load
 // and a look at the clock. Else the call waits for the one fetch in flight, as
 // long as ctx allows; that fetch is shared, and does not end with ctx. Shortly
-// after a failed fetch, the failure is the answer at once. Errors are *Error.
+// after a failed fetch, the failure is the answer at once. With a StaleGrace, an
+// expired token that this upstream has not refused stands in while the endpoint
+// is unavailable. Errors are *Error.
 func (s *Source) Token(ctx context.Context) (*Token, error) {
 	now := s.now()
 	if t := s.entry.alive(now); t != nil {
 		return t, nil
 	}
-	return s.entry.token(ctx, now)
+	if t := s.stale(now); t != nil {
+		return t, nil
+	}
+	t, err := s.entry.token(ctx, now)
+	if err != nil {
+		if old := s.stale(s.now()); old != nil {
+			return old, nil
+		}
+	}
+	return t, err
+}
+
+// stale returns the expired token that may still be lent, or nil.
+func (s *Source) stale(now time.Time) *Token {
+	if s.grace <= 0 {
+		return nil
+	}
+	if t := s.entry.stale(now, s.grace); t != s.barred.Load() {
+		return t
+	}
+	return nil
 }
 
 // Cached returns the living token, or nil: Token without the wait.
@@ -47,6 +76,9 @@ func (s *Source) Name() string { return s.name }
 // one is returned. When the upstream keeps refusing new tokens, the answer is an
 // *Error of kind Rejected. Never call it for a 403: that token was accepted.
 func (s *Source) Replace(ctx context.Context, rejected []byte) (*Token, error) {
+	if t := s.entry.current.Load(); t != nil && bytes.Equal(t.Authorization(), rejected) {
+		s.barred.Store(t)
+	}
 	return s.entry.replace(ctx, s.now(), rejected, s.bucket.take)
 }
 
@@ -60,10 +92,20 @@ func (s *Source) Ready() bool { return s.entry.alive(s.now()) != nil }
 type Status struct {
 	// Upstream is the handle's name.
 	Upstream string `json:"upstream"`
-	// Endpoint is the token endpoint, AuthMethod how the client authenticates there.
+	// Endpoint is the token endpoint, AuthMethod how the client authenticates
+	// there. With an Issuer, they are empty until its metadata came.
 	Endpoint   string `json:"endpoint"`
 	AuthMethod string `json:"auth_method"`
-	ClientID   string `json:"client_id"`
+	// Issuer is the issuer of the policy, Metadata the URL of the document
+	// that Endpoint was found in, and Offered the authentication methods
+	// that this document names.
+	Issuer   string   `json:"issuer,omitempty"`
+	Metadata string   `json:"metadata,omitempty"`
+	Offered  []string `json:"offered_auth_methods,omitempty"`
+	// ClientID is empty for a grant that needs none; Grant is jwt_bearer, or
+	// empty for the client's own credentials.
+	ClientID string `json:"client_id,omitempty"`
+	Grant    string `json:"grant,omitempty"`
 	// Scopes, Resource and Audience are what is requested.
 	Scopes   []string `json:"scopes,omitempty"`
 	Resource string   `json:"resource,omitempty"`
@@ -85,6 +127,8 @@ type Status struct {
 	LastError string    `json:"last_error,omitempty"`
 	Code      string    `json:"last_error_code,omitempty"`
 	NextTry   time.Time `json:"next_try,omitzero"`
+	// Stale is whether an expired token is being lent (stale_grace).
+	Stale bool `json:"stale,omitempty"`
 	// Fetching is whether a token request is under way.
 	Fetching bool `json:"fetching"`
 }
@@ -96,6 +140,14 @@ func (s *Source) Status() Status {
 		Upstream: s.name, Endpoint: o.TokenURL, AuthMethod: string(o.AuthMethod), ClientID: o.ClientID,
 		Scopes: slices.Clone(o.Scopes), Resource: o.Resource, Audience: o.Audience,
 	}
+	st.Issuer = o.Issuer
+	if o.Grant != policy.ClientCredentials {
+		st.Grant = string(o.Grant)
+	}
+	if at := e.client.last.Load(); at != nil {
+		st.Endpoint, st.AuthMethod = at.url, string(at.method)
+		st.Metadata, st.Offered = at.found.url, slices.Clone(at.found.methods)
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if t := e.alive(s.now()); t != nil {
@@ -104,6 +156,8 @@ func (s *Source) Status() Status {
 	}
 	st.Tried, st.Fetching, st.Refresh = e.tried, e.flight != nil, e.wake.Round(0)
 	if f := e.fail; f.err != nil {
+		t := e.current.Load()
+		st.Stale = !st.Ready && t != nil && t != s.barred.Load() && f.err.Kind == Unavailable && s.now().Before(t.expiry.Add(s.grace))
 		st.Failures, st.LastError, st.Code, st.NextTry = f.count, f.err.Text, f.err.Code, f.next.Round(0)
 	}
 	return st

@@ -45,6 +45,7 @@ type app struct {
 	warm atomic.Bool
 	// socket is the newest one of listen, nil when that is a port.
 	socket atomic.Pointer[socket]
+	began   atomic.Bool // every secret was there once
 
 	grpcListener, adminListener net.Listener
 }
@@ -67,6 +68,7 @@ func newApp(ctx context.Context, src *source, log zerolog.Logger, lines *logQueu
 	a.reload = &reloader{src: src, app: a}
 	if err := a.reload.first(); err != nil {
 		a.tokens.Close()
+		a.secrets.Close()
 		return nil, err
 	}
 	if err := a.open(ctx, a.reload.set.Load(), lines.refusals(log)); err != nil {
@@ -210,6 +212,7 @@ func (a *app) close() {
 		}
 	}
 	a.tokens.Close()
+	a.secrets.Close()
 }
 
 // ready is what /readyz asks.
@@ -223,6 +226,14 @@ func (a *app) ready() error {
 	}
 	if s := a.socket.Load(); s != nil && !s.there() {
 		return fmt.Errorf("the socket %s was removed or replaced by another; Envoy cannot connect", s.path)
+	}
+	// Only until they were there once: one new secret of a later policy is no
+	// reason to take every other upstream's traffic away.
+	if !a.began.Load() {
+		if err := errors.Join(a.secrets.Missing()...); err != nil {
+			return err
+		}
+		a.began.Store(true)
 	}
 	waiting, failing := 0, ""
 	for _, s := range a.reload.sources() {

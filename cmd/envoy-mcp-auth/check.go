@@ -18,6 +18,9 @@ import (
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/tokens"
 )
 
+// secretsWait is how long check and token wait for stores.
+const secretsWait = 15 * time.Second
+
 // checkReport is what check shows.
 type checkReport struct {
 	Policy   string          `json:"policy"`
@@ -91,14 +94,15 @@ func check(src *source, envoyFile string) (*checkReport, error) {
 // unusable names what serve would stumble over when it opens what the policy
 // names: secrets, authorities of token endpoints and the files of server.tls.
 func unusable(set *policy.Set, env func(string) (string, bool)) []error {
-	store := secrets.New(secrets.Config{Env: env})
+	store := secrets.New(secrets.Config{Env: env, Wait: secretsWait, Log: zerolog.Nop()})
+	defer store.Close()
 	if err := store.Require(secrets.Of(set)); err != nil {
 		if all, ok := err.(interface{ Unwrap() []error }); ok {
 			return all.Unwrap()
 		}
 		return []error{err}
 	}
-	var faults []error
+	faults := store.Missing()
 	if set.Server.TLS != nil {
 		if _, err := serverTLS(set.Server.TLS, zerolog.Nop()); err != nil {
 			faults = append(faults, err)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -130,7 +131,7 @@ func (ex *explanation) end(r policy.Reason) {
 
 func (ex *explanation) changes(up *policy.Upstream, sc *policy.Screening, cookies policy.CookieResult) {
 	if o := up.Credential.OAuth2; o != nil {
-		ex.Set = append(ex.Set, headerChange{"authorization", "Bearer ***", "access token of client " + o.ClientID + " from " + o.TokenURL})
+		ex.Set = append(ex.Set, headerChange{"authorization", "Bearer ***", "access token of client " + cmp.Or(o.ClientID, "none") + " from " + cmp.Or(o.TokenURL, o.Issuer)})
 	}
 	for _, h := range up.Credential.Headers {
 		ex.Set = append(ex.Set, headerChange{h.Name, "***", "from " + h.Value.String()})

@@ -122,14 +122,17 @@ func (r *reloader) load() error {
 	if err != nil {
 		return err
 	}
-	refs := secrets.Of(set)
-	if err := r.app.secrets.Require(refs); err != nil {
+	needs := secrets.Of(set)
+	if err := r.app.secrets.Require(needs); err != nil {
 		return fmt.Errorf("reading secrets: %w", err)
 	}
 	if err := r.app.server.Load(set); err != nil {
+		if old := r.set.Load(); old != nil {
+			r.app.secrets.Retain(secrets.Of(old))
+		}
 		return err
 	}
-	r.app.secrets.Retain(refs)
+	r.app.secrets.Retain(needs)
 	if r.set.Swap(set) != nil && needsRestart(&r.app.started, &set.Server) {
 		r.app.log.Warn().Msg("server.listen, admin, tls, drain_delay and drain_timeout take effect at the next start")
 	}

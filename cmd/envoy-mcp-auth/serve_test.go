@@ -50,9 +50,17 @@ type running struct {
 	done                  chan int
 }
 
-// start runs serve with the policy that text makes of the socket, admin and
-// token endpoint addresses, and waits until it answers.
+// start runs serve and waits until it is ready.
 func start(t *testing.T, text func(socket, admin, auth string) string) *running {
+	t.Helper()
+	r := launch(t, text)
+	r.until(t, "/readyz", "ready")
+	return r
+}
+
+// launch runs serve with the policy that text makes of the socket, admin and
+// token endpoint addresses.
+func launch(t *testing.T, text func(socket, admin, auth string) string) *running {
 	t.Helper()
 	auth := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
@@ -82,7 +90,6 @@ func start(t *testing.T, text func(socket, admin, auth string) string) *running 
 			t.Errorf("a secret is in the log: %s", r.log)
 		}
 	})
-	r.until(t, "/readyz", "ready")
 	return r
 }
 

@@ -66,7 +66,8 @@ func newToken(st streams) *cobra.Command {
 
 // fetchAll fetches for every upstream that is lent an access token.
 func fetchAll(ctx context.Context, set *policy.Set, only string, st streams) ([]tokenReport, error) {
-	store := secrets.New(secrets.Config{Env: st.env, Log: zerolog.Nop()})
+	store := secrets.New(secrets.Config{Env: st.env, Wait: secretsWait, Log: zerolog.Nop()})
+	defer store.Close()
 	if err := store.Require(secrets.Of(set)); err != nil {
 		return nil, err
 	}
@@ -124,6 +125,33 @@ func claims(authorization string) map[string]any {
 	return m
 }
 
+// server says who was asked, and what was found out about it.
+func server(r *tokenReport) string {
+	var b strings.Builder
+	if r.Issuer != "" {
+		fmt.Fprintf(&b, "  issuer    %s\n", r.Issuer)
+	}
+	if r.Metadata != "" {
+		offered := "no methods"
+		if len(r.Offered) > 0 {
+			offered = strings.Join(r.Offered, ", ")
+		}
+		fmt.Fprintf(&b, "  metadata  %s (offers %s)\n", r.Metadata, offered)
+	}
+	if r.Endpoint == "" {
+		return b.String()
+	}
+	how := []string{r.AuthMethod}
+	if r.Grant != "" {
+		how = append(how, "grant "+r.Grant)
+	}
+	if r.ClientID != "" {
+		how = append(how, "client "+r.ClientID)
+	}
+	fmt.Fprintf(&b, "  endpoint  %s (%s)\n", r.Endpoint, strings.Join(how, ", "))
+	return b.String()
+}
+
 func printTokens(w io.Writer, reports []tokenReport) error {
 	var b strings.Builder
 	for i := range reports {
@@ -133,7 +161,7 @@ func printTokens(w io.Writer, reports []tokenReport) error {
 			mark = "FAILED"
 		}
 		fmt.Fprintf(&b, "%s  %s in %s\n", r.Upstream, mark, r.Took)
-		fmt.Fprintf(&b, "  endpoint  %s (%s, client %s)\n", r.Endpoint, r.AuthMethod, r.ClientID)
+		b.WriteString(server(r))
 		if r.Error != "" {
 			fmt.Fprintf(&b, "  error     %s\n", r.Error)
 			continue

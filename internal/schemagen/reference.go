@@ -19,7 +19,8 @@ One YAML file says which upstreams there are, who may call them, and what each o
   and tags are faults. The editor schema is ` + "`policy/schema.json`" + `.
 - **Variables.** ` + "`${NAME}`" + ` in a string is replaced from the environment; one that is not set is a fault. ` + "`$$`" + ` is a dollar sign.
   A trailing newline of a variable is cut.
-- **Secrets** are never in the file: a string with ` + "`${NAME}`, or `{env: NAME}`, or `{file: PATH}`" + `. Files are read again when they change.
+- **Secrets** are never in the file: a string with ` + "`${NAME}`, or `{env: NAME}`, `{file: PATH}`, `{vault: …}`, `{aws: …}` or `{gcp: …}`" + `;
+  see [secret](#secret). Files and stores are read again while the program runs.
 - **Paths** start at the directory of the policy file.
 - **Durations** are written ` + "`1.5s`, `5m`, `24h`" + ` and are above zero.
 - **Defaults.** An upstream inherits each block of ` + "`defaults`" + ` that it does not set itself, as a whole.
@@ -58,6 +59,8 @@ func sections() []*section {
 	var all []*section
 	known := map[reflect.Type]*section{}
 	var visit func(t reflect.Type, path string)
+	const secretTitle = "secret"
+	secretType := reflect.TypeFor[policy.SecretSpec]()
 	visit = func(t reflect.Type, path string) {
 		switch t.Kind() { //nolint:exhaustive // the kinds that hold blocks
 		case reflect.Pointer:
@@ -70,7 +73,7 @@ func sections() []*section {
 		default:
 			return
 		}
-		if len(keyed(t)) == 0 { // a union that is no block
+		if len(keyed(t)) == 0 || t == secretType && path != secretTitle { // a union that is no block, or told once
 			return
 		}
 		s := known[t]
@@ -85,6 +88,7 @@ func sections() []*section {
 		}
 	}
 	visit(reflect.TypeFor[policy.File](), "")
+	visit(secretType, secretTitle)
 	return all
 }
 

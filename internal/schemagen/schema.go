@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"maps"
 	"reflect"
 	"strings"
 
@@ -32,8 +33,14 @@ func schemaJSON(words comments) ([]byte, error) {
 	root.Definitions["OAuth2"] = &jsonschema.Schema{
 		Type: "object", Properties: oauth2.Properties, AdditionalProperties: jsonschema.FalseSchema,
 	}
+	maps.Copy(root.Definitions, oauth2.Definitions)
 	root.Definitions["Credential"] = credential(words)
 	root.Definitions["Secret"] = secret(words)
+	for _, place := range []any{policy.VaultSecretSpec{}, policy.AWSSecretSpec{}, policy.GCPSecretSpec{}} {
+		root.Definitions[definitionName(reflect.TypeOf(place))] = &jsonschema.Schema{
+			Type: "object", Properties: r.Reflect(place).Properties, AdditionalProperties: jsonschema.FalseSchema,
+		}
+	}
 	root.Title = "envoy-mcp-auth policy"
 	root.Description = "The policy file of envoy-mcp-auth, version 1."
 	describe(root, reflect.TypeFor[policy.File](), words)
@@ -43,6 +50,7 @@ func schemaJSON(words comments) ([]byte, error) {
 		}
 	}
 	exactlyOne(root.Definitions["Caller"])
+	exactlyOne(root.Definitions["VaultAuth"])
 	text, err := json.MarshalIndent(root, "", "  ")
 	return append(text, '\n'), err
 }
@@ -96,14 +104,17 @@ func credential(words comments) *jsonschema.Schema {
 }
 
 func secret(words comments) *jsonschema.Schema {
-	return &jsonschema.Schema{
-		Description: words.block(reflect.TypeFor[policy.SecretSpec]()),
-		OneOf: []*jsonschema.Schema{
-			{Type: "string", Pattern: variablePattern},
-			only("env", text()),
-			only("file", text()),
-		},
+	t := reflect.TypeFor[policy.SecretSpec]()
+	kinds := []*jsonschema.Schema{{Type: "string", Pattern: variablePattern}}
+	for _, f := range keyed(t) {
+		value := text()
+		if f.Type.Kind() == reflect.Pointer {
+			value = &jsonschema.Schema{Ref: "#/$defs/" + definitionName(f.Type.Elem())}
+		}
+		value.Description = words.field(t, f)
+		kinds = append(kinds, only(f.Tag.Get("yaml"), value))
 	}
+	return &jsonschema.Schema{Description: words.block(t), OneOf: kinds}
 }
 
 // describe completes the schema of one block.
@@ -132,7 +143,7 @@ func describe(def *jsonschema.Schema, t reflect.Type, words comments) {
 		}
 		narrow(p, f.Type)
 	}
-	if version, ok := def.Properties.Get("version"); ok {
+	if version, ok := def.Properties.Get("version"); ok && t == reflect.TypeFor[policy.File]() {
 		version.Const = 1
 	}
 }

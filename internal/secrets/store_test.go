@@ -15,7 +15,7 @@ import (
 
 func put(t *testing.T, path, text string) {
 	t.Helper()
-	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil { //nolint:gosec // a file of the test
 		t.Fatal(err)
 	}
 }
@@ -41,7 +41,7 @@ func TestStoreReadsEachKind(t *testing.T) {
 		{Kind: policy.SecretEnv, Name: "A"}:            "from-env",
 		file(path):                                     "from-file",
 	} {
-		if err := s.Require([]policy.SecretRef{ref}); err != nil {
+		if err := s.Require(Needs{Refs: []policy.SecretRef{ref}}); err != nil {
 			t.Fatal(err)
 		}
 		if got := value(t, s, ref); got != want {
@@ -55,11 +55,11 @@ func TestRequireNamesEveryFaultAndChangesNothing(t *testing.T) {
 	good, empty, large := filepath.Join(dir, "good"), filepath.Join(dir, "empty"), filepath.Join(dir, "large")
 	put(t, good, "x")
 	put(t, empty, "\n")
-	put(t, large, strings.Repeat("x", maxFile+1))
+	put(t, large, strings.Repeat("x", maxSize+1))
 	s := New(Config{Env: func(string) (string, bool) { return "", false }})
-	err := s.Require([]policy.SecretRef{
+	err := s.Require(Needs{Refs: []policy.SecretRef{
 		file(good), file(empty), file(large), file(dir), file(filepath.Join(dir, "none")), {Kind: policy.SecretEnv, Name: "UNSET"},
-	})
+	}})
 	if err == nil {
 		t.Fatal("no error")
 	}
@@ -89,7 +89,7 @@ func TestO9FileRotation(t *testing.T) {
 			ref := file(filepath.Join(dir, "s"))
 			put(t, ref.Name, "first")
 			s := New(Config{})
-			if err := s.Require([]policy.SecretRef{ref}); err != nil {
+			if err := s.Require(Needs{Refs: []policy.SecretRef{ref}}); err != nil {
 				t.Fatal(err)
 			}
 			rotate(t, dir)
@@ -119,7 +119,7 @@ func TestO8SymlinkSwap(t *testing.T) {
 	link("..data/s", "s")
 	ref := file(filepath.Join(dir, "s"))
 	s := New(Config{})
-	if err := s.Require([]policy.SecretRef{ref}); err != nil {
+	if err := s.Require(Needs{Refs: []policy.SecretRef{ref}}); err != nil {
 		t.Fatal(err)
 	}
 	link("v2", "..tmp")
@@ -137,7 +137,7 @@ func TestO9LastGoodValueStays(t *testing.T) {
 	ref := file(filepath.Join(t.TempDir(), "s"))
 	put(t, ref.Name, "canary-secret")
 	s := New(Config{Log: zerolog.New(&log)})
-	if err := s.Require([]policy.SecretRef{ref}); err != nil {
+	if err := s.Require(Needs{Refs: []policy.SecretRef{ref}}); err != nil {
 		t.Fatal(err)
 	}
 	put(t, ref.Name, "")
@@ -166,10 +166,10 @@ func TestO9LastGoodValueStays(t *testing.T) {
 func TestRetainForgets(t *testing.T) {
 	a, b := policy.SecretRef{Kind: policy.SecretEnv, Name: "A"}, policy.SecretRef{Kind: policy.SecretEnv, Name: "B"}
 	s := New(Config{Env: func(name string) (string, bool) { return name, true }})
-	if err := s.Require([]policy.SecretRef{a, b}); err != nil {
+	if err := s.Require(Needs{Refs: []policy.SecretRef{a, b}}); err != nil {
 		t.Fatal(err)
 	}
-	s.Retain([]policy.SecretRef{b})
+	s.Retain(Needs{Refs: []policy.SecretRef{b}})
 	if _, err := s.Secret(a); !errors.Is(err, ErrUnknown) {
 		t.Errorf("a forgotten secret: %v", err)
 	}
@@ -187,7 +187,7 @@ func TestStaleFilesAreCounted(t *testing.T) {
 	}
 	stale := -1
 	s := New(Config{Stale: func(n int) { stale = n }})
-	if err := s.Require([]policy.SecretRef{file(link)}); err != nil {
+	if err := s.Require(Needs{Refs: []policy.SecretRef{file(link)}}); err != nil {
 		t.Fatal(err)
 	}
 	want := func(n int, when string) {

@@ -91,10 +91,10 @@ func oauth(status int, code string) wrong {
 func statuses() map[Fault]wrong {
 	t := map[Fault]wrong{
 		EchoForm: func(_ *Server, w http.ResponseWriter, r *http.Request, raw string, form url.Values) bool {
-			return says(500, "text/plain", raw+" "+basicPair(r)+" "+form.Get("client_secret"))(nil, w, r, "", nil)
+			return says(500, "text/plain", raw+" "+basicPair(r)+" "+form.Get("client_secret")+form.Get("client_assertion")+form.Get("assertion"))(nil, w, r, "", nil)
 		},
-		"echo_description": func(_ *Server, w http.ResponseWriter, r *http.Request, raw string, _ url.Values) bool {
-			(&oauthError{400, "invalid_request", "bad form " + raw + basicPair(r) + r.Header.Get("Authorization"), false}).write(w)
+		"echo_description": func(_ *Server, w http.ResponseWriter, r *http.Request, raw string, form url.Values) bool {
+			(&oauthError{400, "invalid_request", "bad form " + form.Get("client_assertion") + form.Get("assertion") + raw + basicPair(r) + r.Header.Get("Authorization"), false}).write(w)
 			return true
 		},
 		"unauthorized_bare": says(401, "text/plain", "no"),
@@ -194,7 +194,9 @@ func answers() map[Fault]wrong {
 // lifetimes are strange values of expires_in.
 func lifetimes() map[Fault]wrong {
 	t := map[Fault]wrong{
-		NoExpiresIn: says(200, jsonType, `{"access_token":"endless","token_type":"Bearer"}`),
+		"refresh_in":      says(200, jsonType, `{"access_token":"early","token_type":"Bearer","expires_in":3600,"refresh_in":"1800"}`),
+		"refresh_in_junk": says(200, jsonType, `{"access_token":"early","token_type":"Bearer","expires_in":3600,"refresh_in":{}}`),
+		NoExpiresIn:       says(200, jsonType, `{"access_token":"endless","token_type":"Bearer"}`),
 	}
 	for name, value := range map[string]string{
 		"zero": "0", "null": "null", "empty": `""`, "minus_one": "-1", "minus_wrap": "-4294963696",

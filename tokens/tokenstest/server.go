@@ -3,6 +3,7 @@ package tokenstest
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"net"
 	"net/http"
@@ -13,6 +14,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/go-jose/go-jose/v4"
 )
 
 // recorded is how many requests are kept for Recorded.
@@ -20,10 +23,18 @@ const recorded = 4096
 
 // Client is a registered client.
 type Client struct {
-	// Secret is its secret.
+	// Secret is its secret; empty for a client without one.
 	Secret string
-	// Methods are the authentication methods it may use; nil means
-	// client_secret_basic and client_secret_post.
+	// RawBasic takes client_secret_basic as it comes, without form-decoding.
+	RawBasic bool
+	// Keys are its public keys, for private_key_jwt.
+	Keys []jose.JSONWebKey
+	// Certificates are its self-signed certificates, and CommonName the name in
+	// one that ClientCAs signed: tls_client_auth (RFC 8705). Config.MTLS must be on.
+	Certificates []*x509.Certificate
+	CommonName   string
+	// Methods are the authentication methods it may use; nil means all that
+	// it has the means for.
 	Methods []string
 	// Scopes, Resources and Audiences are what it may ask for; nil means anything.
 	Scopes, Resources, Audiences []string
@@ -35,17 +46,33 @@ type Client struct {
 type Config struct {
 	// Clients are the registered clients by client_id.
 	Clients map[string]Client
+	// Workloads are what the subjects of a platform's JWTs may ask for, by the
+	// grant of RFC 7523 §2.1. Workload makes such JWTs.
+	Workloads map[string]Client
 	// Addr is the address to listen on; empty means a free port of 127.0.0.1.
 	Addr string
 	// TLS turns on https with a certificate of the server's own authority
 	// (CAFile). See the TLS modes for bad ones.
 	TLS TLSMode
-	// Issuer is the iss of the tokens; empty means the server's URL.
-	Issuer string
+	// MTLS opens a second listener, MTLSTokenURL, that asks for client
+	// certificates. It needs TLS.
+	MTLS bool
+	// ClientCAs sign client certificates.
+	ClientCAs *x509.CertPool
+	// Issuer is the iss of the tokens; empty means the server's URL, followed
+	// by IssuerPath (such as /tenant).
+	Issuer, IssuerPath string
+	// MetadataForms are the forms of metadata that are served, of oauth
+	// (RFC 8414), openid (its OpenID form) and appended (OpenID Connect
+	// Discovery, below the issuer's path); nil means all.
+	MetadataForms []string
 	// Lifetime of the tokens; 0 means 5 minutes.
 	Lifetime time.Duration
 	// Algorithm signs the tokens: ES256 (also when empty) or RS256.
 	Algorithm string
+	// NoAssertionTyp makes the server an old one that refuses client
+	// assertions with a typ header, instead of those without.
+	NoAssertionTyp bool
 	// Control serves /control/revoke, /control/rotate, /control/fail?fault=NAME
 	// and /control/heal (POST), so that another process can drive the server.
 	Control bool
@@ -61,6 +88,8 @@ type Request struct {
 	// Header holds all headers, Query the query of the URL.
 	Header http.Header
 	Query  string
+	// Certificate is the client certificate it came with, nil for none.
+	Certificate *x509.Certificate
 	// At is when it came.
 	At time.Time
 }
@@ -73,6 +102,8 @@ type Server struct {
 	http      *http.Server
 	elsewhere *http.Server
 	otherBase string
+	mtls      *http.Server
+	mtlsBase  string
 	dir       string
 	ca        string
 	done      chan struct{}
@@ -80,6 +111,8 @@ type Server struct {
 	mu       sync.Mutex // guards all below
 	keys     []signer   // the last one signs
 	issued   map[string]issue
+	platform signer
+	used     map[string]time.Time // the jti of assertions, to their end
 	requests int
 	byClient map[string]int
 	log      []Request
@@ -87,6 +120,10 @@ type Server struct {
 	fault    Fault
 	left     int // requests the fault still has, -1 for all
 	serial   int
+
+	metadataPaths []string // of the requests for metadata
+	metadataFault Fault
+	metadataEdit  func(map[string]any)
 }
 
 // issue is a token that was issued.
@@ -106,10 +143,11 @@ func New(cfg Config) (*Server, error) {
 	if cfg.Addr == "" {
 		cfg.Addr = "127.0.0.1:0"
 	}
-	s := &Server{cfg: cfg, done: make(chan struct{}), issued: map[string]issue{}, byClient: map[string]int{}}
+	s := &Server{cfg: cfg, done: make(chan struct{}), issued: map[string]issue{}, used: map[string]time.Time{}, byClient: map[string]int{}}
 	if err := s.rotate(); err != nil {
 		return nil, err
 	}
+	s.platform = s.keys[0]
 	var err error
 	if s.dir, err = os.MkdirTemp("", "tokenstest"); err != nil {
 		return nil, fmt.Errorf("making a place for the ca file: %w", err)
@@ -154,10 +192,14 @@ func (s *Server) listen() error {
 			return err
 		}
 		scheme, l = "https", tls.NewListener(l, conf)
+		if err := s.listenMTLS(conf.Clone()); err != nil {
+			_, _ = l.Close(), other.Close()
+			return err
+		}
 	}
 	s.base, s.otherBase = scheme+"://"+l.Addr().String(), "http://"+other.Addr().String()
 	if s.cfg.Issuer == "" {
-		s.cfg.Issuer = s.base
+		s.cfg.Issuer = s.base + s.cfg.IssuerPath
 	}
 	s.http = &http.Server{Handler: s.routes(), ReadHeaderTimeout: 10 * time.Second, ErrorLog: quiet()}
 	s.elsewhere = &http.Server{Handler: http.HandlerFunc(s.serveElsewhere), ReadHeaderTimeout: 10 * time.Second, ErrorLog: quiet()}
@@ -166,12 +208,29 @@ func (s *Server) listen() error {
 	return nil
 }
 
+// listenMTLS opens the listener that asks for client certificates. It takes any:
+// the token endpoint judges them.
+func (s *Server) listenMTLS(conf *tls.Config) error {
+	if !s.cfg.MTLS {
+		return nil
+	}
+	var lc net.ListenConfig
+	l, err := lc.Listen(context.Background(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		return fmt.Errorf("listening: %w", err)
+	}
+	conf.ClientAuth = tls.RequestClientCert
+	s.mtlsBase = "https://" + l.Addr().String()
+	s.mtls = &http.Server{Handler: s.routes(), ReadHeaderTimeout: 10 * time.Second, ErrorLog: quiet()}
+	go func() { _ = s.mtls.Serve(tls.NewListener(l, conf)) }()
+	return nil
+}
+
 func (s *Server) routes() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("/token", s.serveToken)
 	mux.HandleFunc("GET /jwks", s.serveJWKS)
-	mux.HandleFunc("GET /.well-known/oauth-authorization-server", s.serveMetadata)
-	mux.HandleFunc("GET /.well-known/openid-configuration", s.serveMetadata)
+	mux.HandleFunc("/", s.serveMetadata)
 	mux.HandleFunc("GET /revoked", s.serveRevoked)
 	if s.cfg.Control {
 		mux.HandleFunc("POST /control/{do}", s.serveControl)
@@ -188,7 +247,7 @@ func (s *Server) Close() {
 		close(s.done)
 	}
 	s.mu.Unlock()
-	for _, h := range []*http.Server{s.http, s.elsewhere} {
+	for _, h := range []*http.Server{s.http, s.elsewhere, s.mtls} {
 		if h != nil {
 			_ = h.Close()
 		}
@@ -206,6 +265,9 @@ func (s *Server) Issuer() string { return s.cfg.Issuer }
 
 // TokenURL returns the token endpoint.
 func (s *Server) TokenURL() string { return s.base + "/token" }
+
+// MTLSTokenURL returns the token endpoint that asks for client certificates.
+func (s *Server) MTLSTokenURL() string { return s.mtlsBase + "/token" }
 
 // JWKSURL returns where the keys are.
 func (s *Server) JWKSURL() string { return s.base + "/jwks" }

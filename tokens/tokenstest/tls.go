@@ -11,7 +11,9 @@ import (
 	"fmt"
 	"math/big"
 	"net"
+	"net/http"
 	"os"
+	"slices"
 	"time"
 )
 
@@ -74,4 +76,25 @@ func (s *Server) tlsConfig() (*tls.Config, error) {
 		return nil, fmt.Errorf("writing the ca file: %w", err)
 	}
 	return conf, nil
+}
+
+// certified returns the method by which the request's client certificate proves
+// a client (RFC 8705 §2), or "".
+func (s *Server) certified(r *http.Request, c Client) string {
+	if r.TLS == nil || len(r.TLS.PeerCertificates) == 0 {
+		return ""
+	}
+	leaf := r.TLS.PeerCertificates[0]
+	if slices.ContainsFunc(c.Certificates, leaf.Equal) {
+		return "self_signed_tls_client_auth"
+	}
+	if s.cfg.ClientCAs == nil || c.CommonName == "" || leaf.Subject.CommonName != c.CommonName {
+		return ""
+	}
+	if _, err := leaf.Verify(x509.VerifyOptions{
+		Roots: s.cfg.ClientCAs, CurrentTime: s.cfg.Now(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	}); err != nil {
+		return ""
+	}
+	return "tls_client_auth"
 }

@@ -113,13 +113,15 @@ func (s *Server) serveToken(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	form, _ := url.ParseQuery(string(raw))
-	id, _ := credentials(r, form)
+	id, _ := s.credentials(r, form)
 	s.mu.Lock()
 	s.byClient[id]++
 	s.mu.Unlock()
-	fault, ok := s.record(Request{
-		Form: form, Raw: string(raw), Header: r.Header.Clone(), Query: r.URL.RawQuery, At: s.cfg.Now(),
-	})
+	request := Request{Form: form, Raw: string(raw), Header: r.Header.Clone(), Query: r.URL.RawQuery, At: s.cfg.Now()}
+	if r.TLS != nil && len(r.TLS.PeerCertificates) > 0 {
+		request.Certificate = r.TLS.PeerCertificates[0]
+	}
+	fault, ok := s.record(request)
 	if ok && s.misbehave(fault, w, r, string(raw), form) {
 		return
 	}
@@ -164,12 +166,9 @@ func (s *Server) grant(r *http.Request, form url.Values) (token string, life tim
 	if bad := malformed(r, form); bad != nil {
 		return "", 0, "", bad
 	}
-	id, c, bad := s.authenticate(r, form)
+	id, c, bad := s.granted(r, form)
 	if bad != nil {
 		return "", 0, "", bad
-	}
-	if g := form.Get("grant_type"); g != "client_credentials" {
-		return "", 0, "", &oauthError{400, "unsupported_grant_type", "want client_credentials", false}
 	}
 	scope = form.Get("scope")
 	for one := range strings.FieldsSeq(scope) {
@@ -186,6 +185,24 @@ func (s *Server) grant(r *http.Request, form url.Values) (token string, life tim
 		return "", 0, "", &oauthError{500, "server_error", "signing failed", false}
 	}
 	return token, life, scope, nil
+}
+
+// granted returns whom the grant is for.
+func (s *Server) granted(r *http.Request, form url.Values) (string, Client, *oauthError) {
+	switch form.Get("grant_type") {
+	case "client_credentials":
+		return s.authenticate(r, form)
+	case jwtBearer:
+	default:
+		return "", Client{}, &oauthError{400, "unsupported_grant_type", "want client_credentials or " + jwtBearer, false}
+	}
+	_, _, basic := r.BasicAuth()
+	if basic || form.Has("client_id") || form.Has("client_secret") || form.Has("client_assertion") {
+		if _, _, bad := s.authenticate(r, form); bad != nil {
+			return "", Client{}, bad
+		}
+	}
+	return s.workload(form.Get("assertion"))
 }
 
 // admits reports whether a list allows what was asked for; nil allows anything.
@@ -218,29 +235,53 @@ func malformed(r *http.Request, form url.Values) *oauthError {
 // authenticate checks the client's one proof (RFC 6749 §2.3).
 func (s *Server) authenticate(r *http.Request, form url.Values) (string, Client, *oauthError) {
 	_, _, basic := r.BasicAuth()
-	if basic && form.Has("client_secret") {
+	method, proofs := "", 0
+	for name, given := range map[string]bool{
+		"client_secret_basic": basic, "client_secret_post": form.Has("client_secret"), "private_key_jwt": form.Has("client_assertion"),
+	} {
+		if given {
+			method = name
+			proofs++
+		}
+	}
+	if proofs > 1 {
 		return "", Client{}, &oauthError{400, "invalid_request", "two authentication methods", false}
 	}
-	method := "client_secret_post"
-	if basic {
-		method = "client_secret_basic"
-	}
-	id, secret := credentials(r, form)
+	id, secret := s.credentials(r, form)
 	s.mu.Lock()
 	c, ok := s.cfg.Clients[id]
 	s.mu.Unlock()
-	if !ok || secret != c.Secret || c.Methods != nil && !slices.Contains(c.Methods, method) {
-		return "", Client{}, &oauthError{401, "invalid_client", "client authentication failed", basic}
+	if method == "" {
+		method = s.certified(r, c)
+	}
+	wrong := "client authentication failed"
+	switch {
+	case !ok || method == "" || c.Methods != nil && !slices.Contains(c.Methods, method):
+	case strings.Contains(method, "tls_client_auth"):
+		wrong = ""
+	case method == "private_key_jwt":
+		wrong = s.checkAssertion(id, c, form)
+	case c.Secret != "" && secret == c.Secret:
+		wrong = ""
+	}
+	if wrong != "" {
+		return "", Client{}, &oauthError{401, "invalid_client", wrong, basic}
 	}
 	return id, c, nil
 }
 
 // credentials reads the client's id and secret, form-decoded as RFC 6749 §2.3.1
 // and appendix B demand.
-func credentials(r *http.Request, form url.Values) (id, secret string) {
+func (s *Server) credentials(r *http.Request, form url.Values) (id, secret string) {
 	user, pass, ok := r.BasicAuth()
 	if !ok {
-		return form.Get("client_id"), form.Get("client_secret")
+		return cmp.Or(form.Get("client_id"), subject(form.Get("client_assertion"))), form.Get("client_secret")
+	}
+	s.mu.Lock()
+	raw := s.cfg.Clients[user].RawBasic
+	s.mu.Unlock()
+	if raw {
+		return user, pass
 	}
 	id, err := url.QueryUnescape(user)
 	if err != nil {
@@ -266,15 +307,6 @@ func (s *Server) serveJWKS(w http.ResponseWriter, _ *http.Request) {
 	}
 	s.mu.Unlock()
 	writeJSON(w, http.StatusOK, set)
-}
-
-func (s *Server) serveMetadata(w http.ResponseWriter, _ *http.Request) {
-	writeJSON(w, http.StatusOK, map[string]any{
-		"issuer": s.cfg.Issuer, "token_endpoint": s.TokenURL(), "jwks_uri": s.JWKSURL(),
-		"grant_types_supported":                 []string{"client_credentials"},
-		"response_types_supported":              []string{},
-		"token_endpoint_auth_methods_supported": []string{"client_secret_basic", "client_secret_post"},
-	})
 }
 
 func (s *Server) serveRevoked(w http.ResponseWriter, r *http.Request) {
