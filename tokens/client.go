@@ -67,8 +67,8 @@ func newClient(o *policy.OAuth2, d *directory) (*client, error) {
 	if err := methodFits(o); err != nil {
 		return nil, err
 	}
-	if o.ClientID == "" && o.AuthMethod != policy.NoClientAuth {
-		return nil, errors.New("client_id: want a client identifier, got none")
+	if err := grantFits(o); err != nil {
+		return nil, err
 	}
 	if err := cl.fill(); err != nil {
 		return nil, err
@@ -101,22 +101,32 @@ func addressOf(o *policy.OAuth2) (*url.URL, error) {
 	return u, nil
 }
 
+// grantFits checks that something proves who asks.
+func grantFits(o *policy.OAuth2) error {
+	switch {
+	case o.Grant == policy.JWTBearer && o.Assertion == "":
+		return errors.New("assertion: want the file of a JWT for the grant jwt_bearer, got none")
+	case o.AuthMethod == policy.NoClientAuth && o.Grant != policy.JWTBearer:
+		return errors.New("auth_method none: want the grant jwt_bearer, or a proof of the client")
+	case o.ClientID == "" && o.AuthMethod != policy.NoClientAuth:
+		return errors.New("client_id: want a client identifier, got none")
+	}
+	return nil
+}
+
 // methodFits checks that the client has what its method takes. The method is
 // fixed: left to itself, x/oauth2 tries the header first and then sends the
 // secret in the body, on any error (RFC 6749 §2.3 allows one method per request).
 func methodFits(o *policy.OAuth2) error {
 	lacks := func(words string) error { return fmt.Errorf("auth_method %s: want %s", o.AuthMethod, words) }
-	certified := o.Certificate != "" && !o.PrivateKey.IsZero()
+	certified := hasCertificate(o)
 	switch o.AuthMethod {
 	case "":
-		if o.Issuer != "" && (certified || o.Certificate == "" && len(able(o)) > 0) {
+		if can := able(o); o.Issuer != "" && len(can) > 0 && (certified || !can[0].MutualTLS()) {
 			return nil
 		}
 		return errors.New("want an auth_method, or an issuer and a client_secret, a private_key, or a certificate with its private_key")
-	case policy.NoClientAuth:
-		if o.Grant != policy.JWTBearer {
-			return lacks("the grant jwt_bearer, or a proof of the client")
-		}
+	case policy.NoClientAuth: // grantFits looks at it
 	case policy.ClientSecretBasic, policy.ClientSecretPost:
 		if o.ClientSecret.IsZero() {
 			return lacks("a client_secret")
@@ -134,6 +144,8 @@ func methodFits(o *policy.OAuth2) error {
 	}
 	return nil
 }
+
+func hasCertificate(o *policy.OAuth2) bool { return o.Certificate != "" && !o.PrivateKey.IsZero() }
 
 // fill lays out the form. No parameter is empty or there twice (RFC 6749 §3.2).
 func (cl *client) fill() error {

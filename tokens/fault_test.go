@@ -354,6 +354,10 @@ func TestSourceRefusesWhatCannotWork(t *testing.T) {
 		"client_id":   func(o *policy.OAuth2) { o.ClientID = "" },
 		"grant_type":  func(o *policy.OAuth2) { o.Params = []policy.Param{{Name: "grant_type", Value: "password"}} },
 		"twice":       func(o *policy.OAuth2) { o.Params = []policy.Param{{Name: "a", Value: "1"}, {Name: "a", Value: "2"}} },
+		"assertion":   func(o *policy.OAuth2) { o.Grant = policy.JWTBearer },
+		"proof":       func(o *policy.OAuth2) { o.AuthMethod = policy.NoClientAuth },
+		"both":        func(o *policy.OAuth2) { o.Issuer = "https://as.company.com" },
+		"certificate": func(o *policy.OAuth2) { o.AuthMethod = policy.TLSClientAuth },
 		"ca":          func(o *policy.OAuth2) { o.CA = "/nonexistent/ca.pem" },
 	} {
 		o := spec("https://as.company.com/token")

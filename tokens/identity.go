@@ -25,7 +25,7 @@ const (
 	assertionType = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 	assertionTyp  = "client-authentication+jwt"
 	// jwtBearer is the grant of RFC 7523 §2.1.
-	jwtBearer = "urn:ietf:params:oauth:grant-type:jwt-bearer"
+	jwtBearer = "urn:ietf:params:oauth:grant-type:jwt-bearer" //nolint:gosec // a name of RFC 7523, no secret
 	// maxAssertion bounds the file of a platform's JWT.
 	maxAssertion = 32 << 10
 )

@@ -41,12 +41,12 @@ func (s *Source) Token(ctx context.Context) (*Token, error) {
 	if t := s.entry.alive(now); t != nil {
 		return t, nil
 	}
-	if t := s.stale(now); t != nil {
+	if t := s.stale(now); t != nil { //nolint:contextcheck // the fetch is shared: it must outlive the call that wanted it
 		return t, nil
 	}
 	t, err := s.entry.token(ctx, now)
 	if err != nil {
-		if old := s.stale(s.now()); old != nil {
+		if old := s.stale(s.now()); old != nil { //nolint:contextcheck // as above
 			return old, nil
 		}
 	}

@@ -131,7 +131,7 @@ func TestS4_U12_AssertionsThatCannotBeShown(t *testing.T) {
 		var log buffer
 		s := source(t, newCache(t, func(c *Config) { c.Log = zerolog.New(&log).Level(zerolog.TraceLevel) }), "a", workload(as.TokenURL(), path))
 		_, err := s.Token(t.Context())
-		for _, piece := range strings.Split(jwt, ".") {
+		for piece := range strings.SplitSeq(jwt, ".") {
 			if strings.Contains(shown(s, err, &log), piece) {
 				t.Errorf("%s: a piece of the assertion is in the output", f)
 			}

@@ -12,7 +12,7 @@ import (
 const (
 	assertionType = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 	assertionTyp  = "client-authentication+jwt"
-	jwtBearer     = "urn:ietf:params:oauth:grant-type:jwt-bearer"
+	jwtBearer     = "urn:ietf:params:oauth:grant-type:jwt-bearer" //nolint:gosec // a name of RFC 7523, no secret
 	// assertionLife is the most an assertion may have left to live.
 	assertionLife = time.Minute
 )
