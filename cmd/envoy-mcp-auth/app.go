@@ -45,7 +45,7 @@ type app struct {
 	warm atomic.Bool
 	// socket is the newest one of listen, nil when that is a port.
 	socket atomic.Pointer[socket]
-	began   atomic.Bool // every secret was there once
+	began  atomic.Bool // every secret was there once
 
 	grpcListener, adminListener net.Listener
 }
