@@ -21,6 +21,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/cached"
 )
 
 // ErrNotFound is returned by Find when there is no Envoy on this machine.
@@ -40,31 +42,10 @@ func Find() (string, error) {
 	if p, err := exec.LookPath("envoy"); err == nil {
 		return p, nil
 	}
-	root, err := moduleRoot()
-	if err != nil {
-		return "", err
-	}
-	if p, err := exec.LookPath(filepath.Join(root, ".cache", "envoy", "bin", "envoy")); err == nil {
+	if p, ok := cached.Program("envoy", "envoy"); ok {
 		return p, nil
 	}
 	return "", ErrNotFound
-}
-
-func moduleRoot() (string, error) {
-	dir, err := os.Getwd()
-	if err != nil {
-		return "", err
-	}
-	for {
-		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
-			return dir, nil
-		}
-		parent := filepath.Dir(dir)
-		if parent == dir {
-			return "", ErrNotFound
-		}
-		dir = parent
-	}
 }
 
 // TB is the part of testing.TB that Require needs.

@@ -24,6 +24,8 @@ import (
 	"time"
 
 	"go.yaml.in/yaml/v3"
+
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/cached"
 )
 
 // ErrNotFound is returned by Find when there is no LiteLLM on this machine.
@@ -47,21 +49,7 @@ func Find() (string, error) {
 		}
 		return found, nil
 	}
-	dir, err := os.Getwd()
-	if err != nil {
-		return "", err
-	}
-	for {
-		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
-			break
-		}
-		parent := filepath.Dir(dir)
-		if parent == dir {
-			return "", ErrNotFound
-		}
-		dir = parent
-	}
-	if p, err := exec.LookPath(filepath.Join(dir, ".cache", "litellm", "bin", "litellm")); err == nil {
+	if p, ok := cached.Program("litellm", "litellm"); ok {
 		return p, nil
 	}
 	return "", ErrNotFound
