@@ -10,6 +10,8 @@ type Set struct {
 	Envoy Envoy
 	// Stores are where secrets behind the network are read from.
 	Stores SecretStores
+	// SharedCache is where replicas share tokens; nil when they do not.
+	SharedCache *SharedCache
 	// Upstreams are all upstreams, sorted by name.
 	Upstreams []*Upstream
 	// Callers are all callers, sorted by name.
@@ -68,6 +70,9 @@ type Upstream struct {
 	Headers HeaderRule
 	// Origins are the accepted Origin values.
 	Origins []string
+	// Discover compares the upstream's protected resource metadata (RFC 9728)
+	// with this policy. It changes nothing that is decided.
+	Discover bool
 }
 
 // Credential is what an upstream is lent: OAuth2, or Headers, or nothing.
@@ -107,7 +112,11 @@ type Grant string
 // The grants.
 const (
 	ClientCredentials Grant = "client_credentials"
-	JWTBearer         Grant = "jwt_bearer"
+	JWTBearer         Grant = "jwt_bearer"     // RFC 7523 §2.1
+	TokenExchange     Grant = "token_exchange" // RFC 8693
+	// IDJAG asks an identity provider for an identity assertion about the
+	// caller, and gets the access token for that.
+	IDJAG Grant = "id_jag"
 )
 
 // MutualTLS reports whether the method shows a client certificate.
@@ -123,7 +132,13 @@ type OAuth2 struct {
 
 	Grant Grant
 	// Assertion is the path of the JWT of the JWTBearer grant.
-	Assertion    string
+	Assertion string
+	// SubjectCaller makes the caller's verified JWT the subject of the grant:
+	// always for TokenExchange and IDJAG, by choice for JWTBearer.
+	SubjectCaller bool
+	// IDP is the client at the identity provider that IDJAG asks first. Its
+	// Audience is the issuer of the authorization server that takes the assertion.
+	IDP          *OAuth2
 	CA           string
 	ClientID     string
 	ClientSecret SecretRef
@@ -156,9 +171,15 @@ type OAuth2 struct {
 	StaleGrace time.Duration
 }
 
+// UserBound reports whether each caller gets a token of its own.
+func (o *OAuth2) UserBound() bool { return o.SubjectCaller }
+
 // Secrets lists the secrets that the client reads.
 func (o *OAuth2) Secrets() []SecretRef {
 	var refs []SecretRef
+	if o.IDP != nil {
+		refs = o.IDP.Secrets()
+	}
 	for _, ref := range []SecretRef{o.ClientSecret, o.PrivateKey} {
 		if !ref.IsZero() {
 			refs = append(refs, ref)
@@ -179,4 +200,62 @@ type Caller struct {
 	Keys [][32]byte
 	// SANs are the accepted subject alternative names.
 	SANs []string
+	// JWT admits the bearer of an access token.
+	JWT *JWT
+	// Scopes are what a caller without a token of its own may do.
+	Scopes []string
+}
+
+// Profile says which tokens of an issuer are taken.
+type Profile string
+
+// The profiles.
+const (
+	// ProfileRFC9068 takes access tokens that say they are one (typ at+jwt).
+	ProfileRFC9068 Profile = "rfc9068"
+	// ProfileGeneric also takes tokens of typ JWT or none, but no ID token.
+	ProfileGeneric Profile = "generic"
+	// ProfileIDToken takes ID tokens, and nothing else. It is for upstreams of the grant IDJAG alone.
+	ProfileIDToken Profile = "id_token"
+)
+
+// JWT says which access tokens prove a caller.
+type JWT struct {
+	// Issuer is compared with iss to the letter.
+	Issuer string
+	// JWKSURL is where its keys are; when empty, its metadata says.
+	JWKSURL string
+	// CA, AllowPlaintext and AllowPrivate are about reaching both.
+	CA                           string
+	AllowPlaintext, AllowPrivate bool
+	// Audiences are those of which aud must hold one.
+	Audiences []string
+	// Algorithms are the accepted signature algorithms.
+	Algorithms []string
+	// Header is the request header with the token, in lower case.
+	Header string
+	// Profile is never empty.
+	Profile Profile
+	// ScopeClaim names the claim with the scopes: scope, scp, or another.
+	ScopeClaim string
+	// RequireScopes are scopes without which the caller is not let in.
+	RequireScopes []string
+	// Skew is how far the issuer's clock may be off.
+	Skew time.Duration
+}
+
+// SharedCache is where replicas share tokens.
+type SharedCache struct {
+	// Redis is the server: redis://HOST:PORT/DB, rediss://HOST:PORT/DB or
+	// unix:///PATH. It holds no credentials.
+	Redis string
+	// Username and Password log in; both may be empty.
+	Username string
+	Password SecretRef
+	// CA is the path of the authorities of a rediss server, or empty.
+	CA string
+	// Key seals what is stored: at least 32 characters, the same in all replicas.
+	Key SecretRef
+	// Prefix starts the names of what is stored.
+	Prefix string
 }

@@ -35,7 +35,11 @@ func keyOf(o *policy.OAuth2, principal string) key {
 		names = append(names, p.Name, p.Value)
 	}
 	part(h, names...)
-	part(h, o.DefaultLifetime.String(), o.MaxLifetime.String())
+	part(h, o.DefaultLifetime.String(), o.MaxLifetime.String(), strconv.FormatBool(o.SubjectCaller))
+	if o.IDP != nil {
+		idp := keyOf(o.IDP, "")
+		part(h, string(idp[:]))
+	}
 	return key(h.Sum(nil))
 }
 

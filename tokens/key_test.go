@@ -39,6 +39,8 @@ func TestO15_T9_EveryPartIsInTheKey(t *testing.T) {
 		"Scopes":            func(o *policy.OAuth2) { o.Scopes = []string{"mcp.read"} },
 		"Resource":          func(o *policy.OAuth2) { o.Resource = "" },
 		"Audience":          func(o *policy.OAuth2) { o.Audience = "" },
+		"SubjectCaller":     func(o *policy.OAuth2) { o.SubjectCaller = true },
+		"IDP":               func(o *policy.OAuth2) { o.IDP = new(policy.OAuth2) },
 		"Params":            func(o *policy.OAuth2) { o.Params = nil },
 		"DefaultLifetime":   func(o *policy.OAuth2) { o.DefaultLifetime++ },
 		"MaxLifetime":       func(o *policy.OAuth2) { o.MaxLifetime++ },
