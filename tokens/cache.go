@@ -7,6 +7,7 @@ import (
 	mathrand "math/rand/v2"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -81,6 +82,7 @@ type Cache struct {
 	net    *network
 	dir    *directory
 	slots  chan struct{}
+	fleet  atomic.Pointer[Fleet] // nil when nothing is shared
 	// deadline is fetchDeadline, but in tests that cannot wait for it.
 	deadline time.Duration
 
@@ -133,7 +135,7 @@ func (c *Cache) Source(upstream string, o *policy.OAuth2) (*Source, error) {
 	defer c.mu.Unlock()
 	e := c.entries[k]
 	if e == nil {
-		e = &entry{cache: c, client: cl, slots: c.endpointSlots(cl.host)}
+		e = &entry{cache: c, client: cl, slots: c.endpointSlots(cl.host), id: k}
 		c.entries[k] = e
 	}
 	if s := c.sources[upstream]; s != nil && s.entry == e && s.grace == o.StaleGrace {
