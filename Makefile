@@ -10,7 +10,8 @@ FUZZTIME ?= 60s
 VERSION ?= $(shell git describe --tags --always --dirty)
 
 # Both print where the program is, and install it first when need be.
-PARTS = ENVOY="$$(tools/install envoy)" && LITELLM="$$(tools/install litellm)" && MOTO="$$(tools/install moto)" && export ENVOY LITELLM MOTO
+PARTS = ENVOY="$$(tools/install envoy)" && LITELLM="$$(tools/install litellm)" && MOTO="$$(tools/install moto)" && \
+	REDIS="$$(tools/install redis)" && export ENVOY LITELLM MOTO REDIS
 GOTEST = $(PARTS) && $(TOOL) gotestsum --format pkgname -- -race -count=1 -timeout 20m -p $(P)
 
 .DEFAULT_GOAL := help
@@ -58,10 +59,11 @@ fuzz: ## Run every fuzz target for FUZZTIME (60s)
 vuln: ## Look for known vulnerabilities in what the binary uses
 	tools/vuln
 
-deps: ## Install the real Envoy and LiteLLM into .cache/
+deps: ## Install the real Envoy, LiteLLM, moto and Redis into .cache/
 	@tools/install envoy
 	@tools/install litellm
 	@tools/install moto
+	@tools/install redis
 
 relock: ## Write the locks of the real parts anew from tools/versions.env
 	tools/relock

@@ -109,11 +109,14 @@ func (f *Fleet) Close() {
 // options are those of a client that obeys our deadlines: it repeats nothing,
 // and asks for nothing that a Redis 6 or a Valkey does not know.
 func (f *Fleet) options() (*redis.Options, error) {
-	network, addr, db, err := serverOf(f.cfg.Spec.Redis)
+	scheme, addr, db, err := serverOf(f.cfg.Spec.Redis)
 	if err != nil {
 		return nil, err
 	}
-	secure := strings.HasPrefix(f.cfg.Spec.Redis, "rediss:")
+	network, secure := "tcp", scheme == "rediss"
+	if scheme == "unix" {
+		network = scheme
+	}
 	if secure {
 		if _, err := f.authorities(); err != nil {
 			return nil, err
@@ -129,7 +132,7 @@ func (f *Fleet) options() (*redis.Options, error) {
 }
 
 // serverOf reads redis://HOST:PORT/DB, rediss://HOST:PORT/DB or unix:///PATH.
-func serverOf(address string) (network, addr string, db int, err error) {
+func serverOf(address string) (scheme, addr string, db int, err error) {
 	bad := errors.New("redis: want redis://HOST:PORT/DB, rediss://HOST:PORT/DB or unix:///PATH")
 	u, err := url.Parse(address)
 	if err != nil || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
@@ -146,7 +149,7 @@ func serverOf(address string) (network, addr string, db int, err error) {
 			return "", "", 0, fmt.Errorf("redis: want the number of a database after the host, got %q", number)
 		}
 	}
-	return "tcp", net.JoinHostPort(u.Hostname(), cmp.Or(u.Port(), "6379")), db, nil
+	return u.Scheme, net.JoinHostPort(u.Hostname(), cmp.Or(u.Port(), "6379")), db, nil
 }
 
 // dialer makes connections. The authorities are read for each, since files change.
