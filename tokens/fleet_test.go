@@ -302,8 +302,6 @@ func BenchmarkTokenSharedCache(b *testing.B) {
 	}
 }
 
-var _ SecretSource = (*vault)(nil)
-
 func withPassword(password string) func(*Config, *FleetConfig) {
 	return func(_ *Config, f *FleetConfig) {
 		v, _ := f.Secrets.(*vault)

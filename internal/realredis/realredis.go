@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+	"github.com/redis/go-redis/v9/logging"
 
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/cached"
 )
@@ -106,6 +107,7 @@ func Start(ctx context.Context, cfg Config) (*Redis, error) {
 		}
 		cfg.Binary = found
 	}
+	logging.Disable() // of what the client below thinks of a server that is not up yet
 	// Another process may take the port in between; then Redis says so and ends.
 	l, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
