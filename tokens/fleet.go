@@ -51,9 +51,11 @@ type FleetConfig struct {
 	// Log gets one line when the server becomes unusable, for another reason,
 	// or usable again.
 	Log zerolog.Logger
-	// Observe is called with the result of every use: a closed list, see
-	// docs. It may be nil.
+	// Observe is called with the result of every use, a word of a closed list:
+	// hit, miss and stored are those of a server that works. It may be nil.
 	Observe func(result string)
+	// Up is told when the server becomes usable or unusable. It may be nil.
+	Up func(up bool)
 }
 
 // Fleet is the cache that replicas share: a Redis or Valkey server. What is

@@ -60,8 +60,14 @@ func TestO6_TheServerFails(t *testing.T) {
 			func(t *testing.T, r *realredis.Redis) { t.Helper(); noErr(t, r.Restart(context.Background())) }, "connection_refused",
 		},
 		"out of memory": {
-			func(t *testing.T, r *realredis.Redis) { t.Helper(); noErr(t, r.Set(context.Background(), "maxmemory", 1)) },
-			func(t *testing.T, r *realredis.Redis) { t.Helper(); noErr(t, r.Set(context.Background(), "maxmemory", 0)) }, "out_of_memory",
+			func(t *testing.T, r *realredis.Redis) {
+				t.Helper()
+				noErr(t, r.Set(context.Background(), "maxmemory", 1))
+			},
+			func(t *testing.T, r *realredis.Redis) {
+				t.Helper()
+				noErr(t, r.Set(context.Background(), "maxmemory", 0))
+			}, "out_of_memory",
 		},
 		"failed over": {
 			func(t *testing.T, r *realredis.Redis) {
@@ -414,4 +420,3 @@ func spellings(s string) []string {
 	}
 	return forms
 }
-

@@ -44,22 +44,22 @@ func (v *vault) put(name, value string) {
 
 func named(name string) policy.SecretRef { return policy.SecretRef{Kind: policy.SecretEnv, Name: name} }
 
-func startRedis(t testing.TB, cfg realredis.Config) *realredis.Redis {
-	t.Helper()
-	cfg.Binary, cfg.Dir = realredis.Require(t), t.TempDir()
-	r, err := realredis.Start(t.Context(), cfg)
+func startRedis(tb testing.TB, cfg realredis.Config) *realredis.Redis {
+	tb.Helper()
+	cfg.Binary, cfg.Dir = realredis.Require(tb), tb.TempDir()
+	r, err := realredis.Start(tb.Context(), cfg)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(r.Stop)
+	tb.Cleanup(r.Stop)
 	return r
 }
 
 // raw is a client of the server for the test's own looks and tricks.
-func raw(t testing.TB, r *realredis.Redis) *redis.Client {
-	t.Helper()
+func raw(tb testing.TB, r *realredis.Redis) *redis.Client {
+	tb.Helper()
 	db := r.Client()
-	t.Cleanup(func() { _ = db.Close() })
+	tb.Cleanup(func() { _ = db.Close() })
 	return db
 }
 
@@ -75,8 +75,8 @@ type replica struct {
 }
 
 // enlist makes a replica. patience replaces the 20 ms; change may be nil.
-func enlist(t testing.TB, address string, patience time.Duration, change func(*Config, *FleetConfig)) *replica {
-	t.Helper()
+func enlist(tb testing.TB, address string, patience time.Duration, change func(*Config, *FleetConfig)) *replica {
+	tb.Helper()
 	r := &replica{secrets: &vault{values: map[string]string{"CLIENT_SECRET": canary, "KEY": fleetKey}}, log: &buffer{}, results: map[string]int{}}
 	log := zerolog.New(r.log)
 	cfg := Config{Secrets: r.secrets, Now: time.Now, Log: log}
@@ -94,11 +94,11 @@ func enlist(t testing.TB, address string, patience time.Duration, change func(*C
 	}
 	f, err := newFleet(fcfg, patience)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	r.cache, r.fleet = New(cfg), f
 	r.cache.Share(f)
-	t.Cleanup(func() { r.cache.Close(); f.Close() })
+	tb.Cleanup(func() { r.cache.Close(); f.Close() })
 	return r
 }
 
@@ -108,32 +108,32 @@ func (r *replica) counted() map[string]int {
 	return maps.Clone(r.results)
 }
 
-func (r *replica) source(t testing.TB, name string, o *policy.OAuth2) *Source {
-	t.Helper()
+func (r *replica) source(tb testing.TB, name string, o *policy.OAuth2) *Source {
+	tb.Helper()
 	s, err := r.cache.Source(name, o)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return s
 }
 
-func authorization(t testing.TB, s *Source) string {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+func authorization(tb testing.TB, s *Source) string {
+	tb.Helper()
+	ctx, cancel := context.WithTimeout(tb.Context(), 10*time.Second)
 	defer cancel()
 	tok, err := s.Token(ctx)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return string(tok.Authorization())
 }
 
 // eventually waits for what must come without saying when.
-func eventually(t testing.TB, what string, ok func() bool) {
-	t.Helper()
+func eventually(tb testing.TB, what string, ok func() bool) {
+	tb.Helper()
 	for end := time.Now().Add(20 * time.Second); !ok(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("not within 20 s: %s", what)
+			tb.Fatalf("not within 20 s: %s", what)
 		}
 	}
 }
@@ -143,20 +143,20 @@ func (r *replica) state(want string) func() bool {
 }
 
 // places returns the names of all tokens that are stored.
-func places(t testing.TB, db *redis.Client) []string {
-	t.Helper()
-	names, err := db.Keys(t.Context(), "mcp:token:*").Result()
+func places(tb testing.TB, db *redis.Client) []string {
+	tb.Helper()
+	names, err := db.Keys(tb.Context(), "mcp:token:*").Result()
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return names
 }
 
 // settled waits until a token is stored and no lock is held.
-func settled(t testing.TB, db *redis.Client, tokens int) {
-	t.Helper()
-	eventually(t, "a stored token and no lock", func() bool {
-		locks, err := db.Keys(t.Context(), "mcp:lock:*").Result()
-		return err == nil && len(locks) == 0 && len(places(t, db)) == tokens
+func settled(tb testing.TB, db *redis.Client, tokens int) {
+	tb.Helper()
+	eventually(tb, "a stored token and no lock", func() bool {
+		locks, err := db.Keys(tb.Context(), "mcp:lock:*").Result()
+		return err == nil && len(locks) == 0 && len(places(tb, db)) == tokens
 	})
 }

@@ -97,6 +97,9 @@ func (f *Fleet) turned(code, place string) {
 	if !f.link.set(code, place, f.cfg.Now()) {
 		return
 	}
+	if f.cfg.Up != nil {
+		f.cfg.Up(code == "")
+	}
 	log := f.cfg.Log.With().Str("server", f.cfg.Spec.Redis).Logger()
 	switch {
 	case code != "":

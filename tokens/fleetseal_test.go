@@ -59,7 +59,9 @@ func TestO6_SealedForOnePlace(t *testing.T) {
 // TestU12_PlaceOfWorkloads: two workloads with one policy do not share; a new JWT
 // of the same one does.
 func TestU12_PlaceOfWorkloads(t *testing.T) {
-	jwt := func(claims string) string { return "e30." + base64.RawURLEncoding.EncodeToString([]byte(claims)) + ".sig" }
+	jwt := func(claims string) string {
+		return "e30." + base64.RawURLEncoding.EncodeToString([]byte(claims)) + ".sig"
+	}
 	place := func(secret string, id key, workload string) string {
 		p, err := placeOf(secret, id, workload)
 		if err != nil {

@@ -31,6 +31,7 @@ type app struct {
 	log     zerolog.Logger
 	secrets *secrets.Store
 	tokens  *tokens.Cache
+	fleet   atomic.Pointer[tokens.Fleet] // nil without a shared cache
 	server  *extproc.Server
 	metrics *metrics.Metrics
 	reload  *reloader
@@ -212,7 +213,30 @@ func (a *app) close() {
 		}
 	}
 	a.tokens.Close()
+	a.share(nil)
 	a.secrets.Close()
+}
+
+// newFleet makes the shared cache of a policy, nil when it has none.
+func (a *app) newFleet(set *policy.Set) (*tokens.Fleet, error) {
+	if set.SharedCache == nil {
+		return nil, nil
+	}
+	return tokens.NewFleet(tokens.FleetConfig{
+		Spec: *set.SharedCache, Secrets: a.secrets, Now: time.Now, Log: a.log,
+		Observe: a.metrics.SharedCache, Up: a.metrics.SharedCacheUp,
+	})
+}
+
+// share puts a shared cache in force, or none, and closes the one before.
+func (a *app) share(f *tokens.Fleet) {
+	a.tokens.Share(f)
+	if old := a.fleet.Swap(f); old != nil && old != f {
+		old.Close()
+	}
+	if f == nil {
+		a.metrics.SharedCacheOff()
+	}
 }
 
 // ready is what /readyz asks.
