@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/rs/zerolog"
 
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/realredis"
@@ -100,7 +101,7 @@ func TestFleetHolder(t *testing.T) {
 
 func startHolder(t *testing.T, r *realredis.Redis, as *tokenstest.Server) *exec.Cmd {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run", "^TestFleetHolder$", "-test.v")
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run", "^TestFleetHolder$", "-test.v") //nolint:gosec // G702: this very program
 	cmd.Env = append(os.Environ(), "FLEET_HOLDER_REDIS="+r.URL(), "FLEET_HOLDER_TOKEN_URL="+as.TokenURL())
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -155,8 +156,8 @@ func TestO7_LockHolderKilled(t *testing.T) {
 	}
 	wg.Wait()
 	took := time.Since(start)
-	if as.Requests() != 2 || len(tokens) != 1 || took > coldPatience+time.Second {
-		t.Errorf("want one more request and one token within %s, got %d requests, %d tokens, %s", coldPatience, as.Requests(), len(tokens), took)
+	if as.Requests() != 2 || len(tokens) != 1 || took > 2*time.Second {
+		t.Errorf("want one more request and one token within 2 s, got %d requests, %d tokens, %s", as.Requests(), len(tokens), took)
 	}
 	t.Logf("200 callers served %s after the lock's holder died", took.Round(time.Millisecond))
 }
@@ -233,22 +234,14 @@ func TestO20_RejectedTokenIsEvictedInAnOutage(t *testing.T) {
 	s := a.source(t, "a", o)
 	first := authorization(t, s)
 	settled(t, raw(t, r), 1)
-	as.FailNext(1, tokenstest.Status503)
+	as.Fail(tokenstest.Status503)
 	if _, err := s.Replace(t.Context(), []byte(first)); err == nil {
 		t.Fatal("want the 503")
 	}
 	if a.counted()["rejected"] != 1 {
 		t.Errorf("want one eviction, got %v", a.counted())
 	}
-	eventually(t, "the refused token is gone from Redis", func() bool {
-		for _, place := range places(t, raw(t, r)) {
-			value, _ := raw(t, r).Get(t.Context(), place).Result()
-			if k, err := unseal(fleetKey, place, []byte(value)); err == nil && "Bearer "+k.Access == first {
-				return false
-			}
-		}
-		return true
-	})
+	settled(t, raw(t, r), 0)
 }
 
 // TestO20_AfterARestart: the new process knows no token, is told that one was
@@ -274,10 +267,14 @@ func TestFleetReload(t *testing.T) {
 	settled(t, raw(t, r), 1)
 	rep.cache.Share(nil)
 	rep.fleet.Close()
+	before := rep.counted()
 	o := spec(as.TokenURL())
 	o.Resource = "https://other.company.com"
 	authorization(t, rep.source(t, "b", o))
 	settled(t, raw(t, r), 1)
+	if diff := cmp.Diff(before, rep.counted()); diff != "" {
+		t.Errorf("the old one was used: %s", diff)
+	}
 }
 
 func BenchmarkTokenSharedCache(b *testing.B) {

@@ -95,6 +95,7 @@ func TestO6_TheServerFails(t *testing.T) {
 			if slowest > plain+bound || all > plainAll+5*bound {
 				t.Errorf("want each call within %s of what it takes without Redis (%s) and all within %s, got %s and %s", bound, plain, 5*bound, slowest, all)
 			}
+			time.Sleep(time.Second) // the prober has looked again
 			st := rep.fleet.Status()
 			if st.State != "down" || st.Code != c.code && st.Code != "timeout" || st.Reason == "" {
 				t.Errorf("want down and %s, got %+v", c.code, st)
