@@ -125,10 +125,11 @@ func TestOutcomesComeFromTheAccessLog(t *testing.T) {
 	send(t, st, identified(logOf(
 		logEntry(200, "", ours),
 		logEntry(503, "token_unavailable", map[string]any{"upstream": "b", "caller": "ci", "reason": "token_unavailable"}),
-		logEntry(200, "", nil),                                  // never decided on
-		logEntry(200, "", map[string]any{"upstream": "nobody"}), // of another policy
-		logEntry(200, "", map[string]any{"upstream": ""}),       // refused before it had a name
-		&accesslogv3.HTTPAccessLogEntry{Request: &accesslogv3.HTTPRequestProperties{RequestId: "nothing"}}, // died early
+		// Never decided on, of another policy, refused before it had a name, and dead early.
+		logEntry(200, "", nil),
+		logEntry(200, "", map[string]any{"upstream": "nobody"}),
+		logEntry(200, "", map[string]any{"upstream": ""}),
+		&accesslogv3.HTTPAccessLogEntry{Request: &accesslogv3.HTTPRequestProperties{RequestId: "nothing"}},
 	)))
 	send(t, st, &alsv3.StreamAccessLogsMessage{LogEntries: &alsv3.StreamAccessLogsMessage_TcpLogs{
 		TcpLogs: &alsv3.StreamAccessLogsMessage_TCPAccessLogEntries{LogEntry: []*accesslogv3.TCPAccessLogEntry{{}}},
