@@ -66,7 +66,7 @@ bench: ## Benchmarks, then processor time per call next to an empty ext_proc ser
 	go test -run '^$$' -bench . -benchmem $(PKG)
 	ENVOY="$$(tools/install envoy)" go run ./envoy/bench
 
-compare: ## Set the token cache beside others and write the tables of docs/tokens.md (about 6 minutes)
+compare: ## Set the token cache beside others and write the tables of docs/tokens.md (about 5 minutes)
 	ENVOY="$$(tools/install envoy)" go test -count=1 -timeout 20m ./tokens/compare -write
 
 fuzz: ## Run every fuzz target for FUZZTIME (60s)
