@@ -97,7 +97,8 @@ func lifetimes(t *testing.T, n int) {
 	t.Logf("%d lifetimes: %d calls, %d token requests", n, o.fine, r.issuer.RequestsBy("alpha-client"))
 }
 
-// alive reports whether a JWT of the authorization server has not expired.
+// alive reports whether a JWT of the authorization server has not expired. Its exp
+// is a whole second, up to one before what expires_in said.
 func alive(token string) bool {
 	parts := strings.Split(token, ".")
 	if len(parts) != 3 {
@@ -110,5 +111,5 @@ func alive(token string) bool {
 	var claims struct {
 		Expiry int64 `json:"exp"`
 	}
-	return json.Unmarshal(b, &claims) == nil && time.Now().Before(time.Unix(claims.Expiry, 0))
+	return json.Unmarshal(b, &claims) == nil && time.Now().Before(time.Unix(claims.Expiry+1, 0))
 }
