@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -31,6 +32,9 @@ type app struct {
 	log     zerolog.Logger
 	secrets *secrets.Store
 	tokens  *tokens.Cache
+	// resources compares what upstreams say of themselves with the policy.
+	resources *tokens.Resources
+
 	server  *extproc.Server
 	metrics *metrics.Metrics
 	reload  *reloader
@@ -58,6 +62,7 @@ func newApp(ctx context.Context, src *source, log zerolog.Logger, lines *logQueu
 	a.secrets = secrets.New(secrets.Config{Env: src.st.env, Log: log, Stale: a.metrics.SecretsStale})
 	lines.onDrop = a.metrics.LogDropped
 	a.tokens = tokens.New(tokens.Config{Secrets: a.secrets, Now: time.Now, Log: log, Observe: a.metrics.Fetched})
+	a.resources = tokens.NewResources(tokens.ResourceConfig{Now: time.Now, Log: log, Dice: rand.Float64})
 	var err error
 	a.server, err = extproc.New(extproc.Config{
 		Tokens: a.tokens, Secrets: a.secrets, Now: time.Now, Log: lines.refusals(log), Observe: a.metrics,
@@ -123,6 +128,7 @@ func (a *app) run(ctx context.Context) error {
 	go a.secrets.Run(background)
 	go a.reload.run(background, hup)
 	a.tokens.Warm(background)
+	go a.resources.Watch(background, func() []*policy.Upstream { return a.reload.set.Load().Upstreams })
 
 	failed := make(chan error, 2)
 	go func() { failed <- a.grpc.Serve(a.grpcListener) }()
