@@ -125,7 +125,7 @@ func forms(s string) []string {
 	quoted, _ := json.Marshal(s) // with < > & spelled out
 	all := []string{
 		s, url.QueryEscape(s), url.PathEscape(s), lowerEscapes(url.QueryEscape(s)), strings.Trim(string(quoted), `"`),
-		strings.Trim(strconv.Quote(s), `"`), hex.EncodeToString(b), strings.ToUpper(hex.EncodeToString(b)), fmt.Sprint(b),
+		strings.Trim(strconv.Quote(s), `"`), hex.EncodeToString(b), strings.ToUpper(hex.EncodeToString(b)), strings.Trim(fmt.Sprintf("%d", b), "[]"),
 	}
 	for _, enc := range []*base64.Encoding{base64.RawStdEncoding, base64.RawURLEncoding} {
 		for _, inner := range []string{s, url.QueryEscape(s)} { // RFC 6749 §2.3.1: escaped, then encoded

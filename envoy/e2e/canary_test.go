@@ -181,12 +181,14 @@ func (r *rig) wrongPeers(t *testing.T) {
 	}
 	defer func() { _ = conn.Close() }()
 	headers := &corev3.HeaderMap{Headers: []*corev3.HeaderValue{
-		{Key: "authorization", RawValue: []byte("Bearer " + callerToken)}, {Key: "x-mcp-auth-key", RawValue: []byte(callerKey)},
+		{Key: "authorization", RawValue: []byte("Bearer " + callerToken)},
+		{Key: "x-mcp-auth-key", RawValue: []byte(callerKey)},
 		{Key: "x-envoy-attempt-count", RawValue: []byte("2")},
 	}}
 	for _, name := range []string{"", "alpha", "keyed", canary} {
 		for _, msg := range []*extprocv3.ProcessingRequest{
-			nil, {},
+			nil,
+			{},
 			{Request: &extprocv3.ProcessingRequest_RequestHeaders{RequestHeaders: &extprocv3.HttpHeaders{Headers: headers}}},
 			{Request: &extprocv3.ProcessingRequest_RequestBody{RequestBody: &extprocv3.HttpBody{Body: []byte(canary)}}},
 		} {
@@ -240,8 +242,11 @@ func (r *rig) forgedLog(t *testing.T, conn *grpc.ClientConn) {
 func (r *rig) commands(t *testing.T) {
 	t.Helper()
 	for _, args := range [][]string{
-		{"token", "-c", r.policy, "--upstream", "alpha"}, {"token", "-c", r.policy, "--upstream", "beta", "-o", "json"},
-		{"check", "-c", r.policy}, {"render", "litellm", "-c", r.policy}, {"render", "envoy", "-c", r.policy},
+		{"token", "-c", r.policy, "--upstream", "alpha"},
+		{"token", "-c", r.policy, "--upstream", "beta", "-o", "json"},
+		{"check", "-c", r.policy},
+		{"render", "litellm", "-c", r.policy},
+		{"render", "envoy", "-c", r.policy},
 		{"explain", "-c", r.policy, "--upstream", "alpha", "-H", "Authorization: Bearer " + callerToken, "-H", "Cookie: session_id=1; t=" + canary},
 		{"explain", "-c", r.policy, "--upstream", "keyed", "-o", "json", "-H", "x-mcp-auth-key: " + callerKey},
 		{"explain", "-c", r.policy, "--upstream", "keyed", "-H", "x-mcp-auth-key: " + canary},

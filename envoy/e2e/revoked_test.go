@@ -152,7 +152,9 @@ func TestO4_LargeBody(t *testing.T) {
 }
 
 // logged is how many calls Envoy's access log told of.
-func (r *rig) logged() float64 { return r.proc.metric(`mcp_auth_access_log_entries_total{kind="call"}`) }
+func (r *rig) logged() float64 {
+	return r.proc.metric(`mcp_auth_access_log_entries_total{kind="call"}`)
+}
 
 // evicted is how many tokens were dropped because of the access log.
 func (r *rig) evicted() float64 { return r.proc.metric("mcp_auth_tokens_evicted_total") }
