@@ -18,7 +18,7 @@ GOTEST = $(PARTS) && $(GOTESTSUM)
 
 .DEFAULT_GOAL := help
 .PHONY: e2e-keycloak conformance
-.PHONY: help build test lint fmt check generated e2e demo bench fuzz vuln golden generate deps relock clean
+.PHONY: help build test soak lint fmt check generated e2e demo bench compare fuzz vuln golden generate deps relock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' Makefile
@@ -39,6 +39,9 @@ e2e-keycloak: ## Run the tests against the real Keycloak (needs Maven and Java 1
 conformance: ## Run the MCP conformance suite directly and through the proxy, and compare
 	@ENVOY="$$(tools/install envoy)" && CONFORMANCE="$$(tools/install conformance)" && export ENVOY CONFORMANCE && \
 		$(GOTESTSUM) ./envoy/e2e/conformance
+
+soak: ## Run 30 token lifetimes with an outage in each (6 minutes)
+	$(PARTS) && SOAK=1 go test -race -count=1 -timeout 15m -run Soak -v ./envoy/e2e
 
 lint: ## Run golangci-lint (the first run builds it: about 2 minutes)
 	$(TOOL) golangci-lint run
@@ -63,6 +66,9 @@ demo: ## Walk through the whole line on real parts (LITELLM=0 without LiteLLM, K
 bench: ## Benchmarks, then processor time per call next to an empty ext_proc server
 	go test -run '^$$' -bench . -benchmem $(PKG)
 	ENVOY="$$(tools/install envoy)" go run ./envoy/bench
+
+compare: ## Set the token cache beside others and write the tables of docs/tokens.md (about 5 minutes)
+	ENVOY="$$(tools/install envoy)" go test -count=1 -timeout 20m ./tokens/compare -write
 
 fuzz: ## Run every fuzz target for FUZZTIME (60s)
 	FUZZTIME=$(FUZZTIME) tools/fuzz

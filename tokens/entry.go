@@ -18,6 +18,9 @@ import (
 // the background.
 const refreshFloor = 2 * time.Second
 
+// leastPatience is the least time that a request gets.
+const leastPatience = 500 * time.Millisecond
+
 // entry is one credential: its token, the one fetch in flight, and what is known
 // of its failures.
 //
@@ -229,9 +232,9 @@ func (f *flight) wait(ctx context.Context) (*Token, error) {
 
 // fly makes the token request and lands its result.
 func (e *entry) fly(f *flight) {
-	ctx, cancel := context.WithTimeout(e.cache.ctx, e.cache.deadline)
-	defer cancel()
 	start := e.cache.cfg.Now()
+	ctx, cancel := context.WithTimeout(e.cache.ctx, e.patience(start))
+	defer cancel()
 	p, err := e.proof()
 	files := e.cache.files(e.client) // before the fetch: what changes meanwhile counts as changed
 	if err == nil {
@@ -251,6 +254,15 @@ func (e *entry) fly(f *flight) {
 	r := e.land(f, e.cache.sum(p), files)
 	r.fetch.Took = e.cache.cfg.Now().Sub(start)
 	e.tell(r)
+}
+
+// patience is how long a request may take. While a token lives, a request that
+// hangs must end in time for another one before the token does.
+func (e *entry) patience(now time.Time) time.Duration {
+	if t := e.alive(now); t != nil {
+		return min(e.cache.deadline, max(t.expiry.Sub(now)/2, leastPatience))
+	}
+	return e.cache.deadline
 }
 
 // proof reads the client's secrets.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -32,6 +33,9 @@ type app struct {
 	secrets *secrets.Store
 	tokens  *tokens.Cache
 	fleet   atomic.Pointer[tokens.Fleet] // nil without a shared cache
+	// resources compares what upstreams say of themselves with the policy.
+	resources *tokens.Resources
+
 	server  *extproc.Server
 	metrics *metrics.Metrics
 	reload  *reloader
@@ -59,6 +63,7 @@ func newApp(ctx context.Context, src *source, log zerolog.Logger, lines *logQueu
 	a.secrets = secrets.New(secrets.Config{Env: src.st.env, Log: log, Stale: a.metrics.SecretsStale})
 	lines.onDrop = a.metrics.LogDropped
 	a.tokens = tokens.New(tokens.Config{Secrets: a.secrets, Now: time.Now, Log: log, Observe: a.metrics.Fetched})
+	a.resources = tokens.NewResources(tokens.ResourceConfig{Now: time.Now, Log: log, Dice: rand.Float64})
 	var err error
 	a.server, err = extproc.New(extproc.Config{
 		Tokens: a.tokens, Secrets: a.secrets, Now: time.Now, Log: lines.refusals(log), Observe: a.metrics,
@@ -66,6 +71,7 @@ func newApp(ctx context.Context, src *source, log zerolog.Logger, lines *logQueu
 	if err != nil {
 		return nil, err
 	}
+	a.metrics.AccessLog(a.server.LogStats)
 	a.reload = &reloader{src: src, app: a}
 	if err := a.reload.first(); err != nil {
 		a.tokens.Close()
@@ -123,6 +129,7 @@ func (a *app) run(ctx context.Context) error {
 	go a.secrets.Run(background)
 	go a.reload.run(background, hup)
 	a.tokens.Warm(background)
+	go a.resources.Watch(background, func() []*policy.Upstream { return a.reload.set.Load().Upstreams })
 
 	failed := make(chan error, 2)
 	go func() { failed <- a.grpc.Serve(a.grpcListener) }()
@@ -189,6 +196,7 @@ func (a *app) shutdown(failed <-chan error) {
 		a.log.Error().Err(err).Msg("a listener failed while draining")
 	}
 	done := make(chan struct{})
+	a.server.StopLogs() // Envoy never ends one itself, so they would last until drain_timeout
 	go func() { a.grpc.GracefulStop(); close(done) }()
 	select {
 	case <-done:

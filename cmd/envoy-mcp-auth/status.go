@@ -30,6 +30,8 @@ type upstreamStatus struct {
 	Callers    []string       `json:"callers"`
 	Credential string         `json:"credential"`
 	Token      *tokens.Status `json:"token,omitempty"`
+	// Resource is what an upstream with discover: true says of itself.
+	Resource *tokens.ResourceCheck `json:"resource_check,omitempty"`
 }
 
 func (a *app) status() any {
@@ -58,6 +60,7 @@ func (a *app) status() any {
 		if st, ok := held[up.Name]; ok {
 			u.Token = &st
 		}
+		u.Resource = a.resources.Of(up.Name)
 		report.Upstreams = append(report.Upstreams, u)
 	}
 	return report
