@@ -59,6 +59,7 @@ type failure struct {
 // flight is one token request. Its result is there once done is closed.
 type flight struct {
 	done  chan struct{}
+	who   *Principal // whose token it gets, nil for the service's own
 	got   granted
 	token *Token
 	err   *Error
@@ -208,6 +209,9 @@ func (c *Cache) sum(p proof) []byte {
 // no flight is under way.
 func (e *entry) launch() *flight {
 	f := &flight{done: make(chan struct{})}
+	if e.user != nil {
+		f.who = e.user.who // also when the user is dropped meanwhile
+	}
 	if !e.cache.spawn(func() { e.fly(f) }) {
 		return nil
 	}

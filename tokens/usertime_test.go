@@ -2,6 +2,7 @@ package tokens
 
 import (
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -104,6 +105,9 @@ func TestO5_AnOutageEndsForAllWithinSeconds(t *testing.T) {
 		}
 		if took := time.Since(end); took > callerCap+500*time.Millisecond {
 			t.Errorf("want everybody served %s after the end, got %s", callerCap, took)
+		}
+		if w.as.doubled != "" {
+			t.Errorf("two requests at once for %s", w.as.doubled)
 		}
 	})
 }
@@ -460,6 +464,20 @@ func TestO4_O5_OneUsersLoopLeavesTheBucketToOthers(t *testing.T) {
 	})
 }
 
+// TestS4_AMarkSaysNothing: not even to who knows the user and its token.
+func TestS4_AMarkSaysNothing(t *testing.T) {
+	a, b := newUserWorld(t, nil), newUserWorld(t, nil)
+	p := caller("alice")
+	plain := keyOf(userSpec("https://as.test/token")).of(p)
+	if m := a.s.Mark(p); m == b.s.Mark(p) || m != a.s.Mark(p) || len(m) != 43 || m == base64.RawURLEncoding.EncodeToString(plain[:]) {
+		t.Errorf("want a mark that only this process can make, got %s", m)
+	}
+	heldFor(t, a.s, p)
+	if _, err := b.s.ReplaceFor(t.Context(), a.s.Mark(p), nil); failed(t, err).Code != "subject_gone" {
+		t.Errorf("got %v", err)
+	}
+}
+
 // TestReloadDropsTheUsersOfADroppedCredential.
 func TestReloadDropsTheUsersOfADroppedCredential(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -532,8 +550,9 @@ func TestU11_IDJAGOutagesAreThoseOfTheirEndpoint(t *testing.T) {
 			t.Errorf("got %v, %v", codes, w.as.at)
 		}
 		w.as.set(func(f *userAS) { f.status = 503; clear(f.at) })
-		_, err := s.TokenFor(t.Context(), caller("x"))
-		failed(t, err)
+		if _, err := s.TokenFor(t.Context(), caller("x")); err == nil {
+			t.Error("want an error")
+		}
 		more := everyone(t.Context(), s, callers(300)[100:])
 		if more["http_503"] != 200 || w.as.at["idp.test"] != 1 || w.as.at["ras.test"] != 0 {
 			t.Errorf("got %v, %v", more, w.as.at)
