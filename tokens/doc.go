@@ -21,7 +21,8 @@
 // is said of one user stays with that user.
 //
 // The way of a token request: entry.fly (of a user: user.fly, crowd.exchange),
-// client.fetch, exchange.RoundTrip, parseAnswer. golang.org/x/oauth2 lays out the request; exchange stands on the
-// wire below it and closes what x/oauth2 leaves open (redirects, deadlines,
-// sizes, the reading of the answer, what errors say).
+// client.fetch, exchange.RoundTrip, parseAnswer. golang.org/x/oauth2 lays out
+// the request; exchange stands on the wire below it and closes what x/oauth2
+// leaves open (redirects, deadlines, sizes, the reading of the answer, what
+// errors say).
 package tokens
