@@ -1,6 +1,7 @@
 package tokenstest_test
 
 import (
+	"maps"
 	"net/http"
 	"net/url"
 	"strings"
@@ -13,8 +14,8 @@ import (
 )
 
 const (
-	exchangeGrant = "urn:ietf:params:oauth:grant-type:token-exchange" //nolint:gosec // a name of RFC 8693, no secret
-	bearerGrant   = "urn:ietf:params:oauth:grant-type:jwt-bearer"     //nolint:gosec // a name of RFC 7523, no secret
+	exchangeGrant = "urn:ietf:params:oauth:grant-type:token-exchange"
+	bearerGrant   = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 	accessType    = "urn:ietf:params:oauth:token-type:access_token"
 	idType        = "urn:ietf:params:oauth:token-type:id_token"
 	jagType       = "urn:ietf:params:oauth:token-type:id-jag"
@@ -33,9 +34,7 @@ type shown struct {
 func post(t *testing.T, as *tokenstest.Server, base url.Values, pairs ...string) shown {
 	t.Helper()
 	form := url.Values{"client_id": {"id"}, "client_secret": {"s"}}
-	for name, values := range base {
-		form[name] = values
-	}
+	maps.Copy(form, base)
 	for i := 0; i < len(pairs); i += 2 {
 		form.Set(pairs[i], pairs[i+1])
 		if pairs[i+1] == "" {
