@@ -11,13 +11,16 @@ VERSION ?= $(shell git describe --tags --always --dirty)
 
 # Both print where the program is, and install it first when need be.
 PARTS = ENVOY="$$(tools/install envoy)" && LITELLM="$$(tools/install litellm)" && MOTO="$$(tools/install moto)" && export ENVOY LITELLM MOTO
-GOTEST = $(PARTS) && $(TOOL) gotestsum --format pkgname -- -race -count=1 -timeout 20m -p $(P)
+PARTS += && CONFORMANCE="$$(tools/install conformance)" && export CONFORMANCE
+GOTESTSUM = $(TOOL) gotestsum --format pkgname -- -race -count=1 -timeout 20m -p $(P)
+GOTEST = $(PARTS) && $(GOTESTSUM)
 
 .DEFAULT_GOAL := help
-.PHONY: help build test lint fmt check generated e2e demo bench fuzz vuln golden generate deps relock clean
+.PHONY: e2e-keycloak conformance
+.PHONY: help build test soak lint fmt check generated e2e demo bench compare fuzz vuln golden generate deps relock clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' Makefile
 
 build: ## Build bin/envoy-mcp-auth
 	go build -trimpath -ldflags "-X main.version=$(VERSION)" -o bin/ ./cmd/...
@@ -27,6 +30,17 @@ test: ## Run every test with the race detector, the real Envoy and the real Lite
 
 e2e: ## Run only the packages that start the real parts
 	@$(GOTEST) $(E2E)
+
+e2e-keycloak: ## Run the tests against the real Keycloak (needs Maven and Java 17; the first run takes 3 minutes)
+	@ENVOY="$$(tools/install envoy)" && KEYCLOAK="$$(tools/install keycloak)" && export ENVOY KEYCLOAK && \
+		$(GOTESTSUM) ./envoy/e2e/keycloak
+
+conformance: ## Run the MCP conformance suite directly and through the proxy, and compare
+	@ENVOY="$$(tools/install envoy)" && CONFORMANCE="$$(tools/install conformance)" && export ENVOY CONFORMANCE && \
+		$(GOTESTSUM) ./envoy/e2e/conformance
+
+soak: ## Run 30 token lifetimes with an outage in each (6 minutes)
+	$(PARTS) && SOAK=1 go test -race -count=1 -timeout 15m -run Soak -v ./envoy/e2e
 
 lint: ## Run golangci-lint (the first run builds it: about 2 minutes)
 	$(TOOL) golangci-lint run
@@ -52,6 +66,9 @@ bench: ## Benchmarks, then processor time per call next to an empty ext_proc ser
 	go test -run '^$$' -bench . -benchmem $(PKG)
 	ENVOY="$$(tools/install envoy)" go run ./envoy/bench
 
+compare: ## Set the token cache beside others and write the tables of docs/tokens.md (about 5 minutes)
+	ENVOY="$$(tools/install envoy)" go test -count=1 -timeout 20m ./tokens/compare -write
+
 fuzz: ## Run every fuzz target for FUZZTIME (60s)
 	FUZZTIME=$(FUZZTIME) tools/fuzz
 
@@ -62,6 +79,7 @@ deps: ## Install the real Envoy and LiteLLM into .cache/
 	@tools/install envoy
 	@tools/install litellm
 	@tools/install moto
+	@tools/install conformance
 
 relock: ## Write the locks of the real parts anew from tools/versions.env
 	tools/relock
