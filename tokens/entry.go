@@ -27,12 +27,13 @@ type entry struct {
 	cache  *Cache
 	client *client
 	slots  chan struct{} // background fetches at this endpoint
+
+	current atomic.Pointer[Token]
+
 	// crowd is set for a credential of users, which has no token itself, and
 	// user for the token of one of them.
 	crowd *crowd
 	user  *user
-
-	current atomic.Pointer[Token]
 
 	mu      sync.Mutex
 	names   []string // sorted
@@ -209,14 +210,14 @@ func (c *Cache) sum(p proof) []byte {
 // no flight is under way.
 func (e *entry) launch() *flight {
 	f := &flight{done: make(chan struct{})}
-	if e.user != nil {
-		f.who = e.user.who // also when the user is dropped meanwhile
-	}
 	if !e.cache.spawn(func() { e.fly(f) }) {
 		return nil
 	}
 	e.flight = f
 	e.disarm()
+	if e.user != nil {
+		f.who = e.user.who // it counts also when the user is dropped meanwhile
+	}
 	return f
 }
 

@@ -49,7 +49,9 @@ func (p *Principal) person() person { return person{p.Issuer, p.Subject} }
 
 // fly makes the requests for a user's token and lands the result.
 func (u *user) fly(f *flight) {
+	u.mu.Lock() // held by the launch, until it is complete
 	now, who := u.cache.cfg.Now, f.who
+	u.mu.Unlock()
 	if now().Before(who.Expiry) {
 		f.got, f.err = u.crowd.exchange(who)
 	} else {
