@@ -308,7 +308,8 @@ func TestS4_T2_A10_UserCanary(t *testing.T) {
 	shown := out.String() + log.String()
 	for _, s := range secrets {
 		for _, part := range strings.Split(s, ".")[1:] {
-			if strings.Contains(shown, part) {
+			// What is quoted is cut, so the beginning is enough.
+			if part = part[:min(len(part), 40)]; strings.Contains(shown, part) {
 				t.Errorf("%q of a token is in the output", part)
 			}
 		}

@@ -212,6 +212,27 @@ func TestO17_T6_ANewSecretEndsARefusalForAll(t *testing.T) {
 	})
 }
 
+// TestO17_HearsayIsNoFailure: who was turned away for what others met is served
+// as soon as that is over.
+func TestO17_HearsayIsNoFailure(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newUserWorld(t, nil)
+		w.as.set(func(f *userAS) {
+			f.status, f.body, f.latency = 401, `{"error":"invalid_client"}`, 20*time.Millisecond
+		})
+		all := callers(herd)
+		if codes := everyone(t.Context(), w.s, all); codes["invalid_client"] != herd {
+			t.Errorf("got %v", codes)
+		}
+		w.store.set("new", nil)
+		w.as.set(func(f *userAS) { f.status, f.latency = 0, 0 })
+		heldFor(t, w.s, caller("somebody"))
+		if codes := everyone(t.Context(), w.s, all); codes["ok"] < herd-unprovenAtOnce {
+			t.Errorf("got %v", codes)
+		}
+	})
+}
+
 // TestO15_ANewTokenOfTheSameUserIsExchangedAnew: it may carry other rights. The
 // old one goes when it is idle.
 func TestO15_ANewTokenOfTheSameUserIsExchangedAnew(t *testing.T) {
