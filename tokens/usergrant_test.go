@@ -344,3 +344,16 @@ func TestO4_U9_BothClientsProveThemselves(t *testing.T) {
 		}
 	}
 }
+
+// TestS4_NoPartOfAUsersTokenIsQuoted: what a server says of the claims is not
+// repeated, even without the signature.
+func TestS4_NoPartOfAUsersTokenIsQuoted(t *testing.T) {
+	w := newUserWorld(t, nil)
+	w.as.set(func(f *userAS) {
+		f.sick["alice"] = `400{"error":"invalid_request","error_description":"bad claims cl4ims in it"}`
+	})
+	_, err := w.s.TokenFor(t.Context(), callerWith("alice", "cl4ims", time.Hour))
+	if e := failed(t, err); strings.Contains(e.Error(), "cl4ims") || e.Code != "invalid_request" {
+		t.Errorf("got %v", err)
+	}
+}
