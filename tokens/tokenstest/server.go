@@ -121,6 +121,8 @@ type Server struct {
 	left     int // requests the fault still has, -1 for all
 	serial   int
 
+	jwks jwks
+
 	metadataPaths []string // of the requests for metadata
 	metadataFault Fault
 	metadataEdit  func(map[string]any)
