@@ -19,8 +19,10 @@ func TestReasonTable(t *testing.T) {
 		CallerUnknown:    {"caller_unknown", 403},
 		CallerInvalid:    {"caller_invalid", 403},
 		TokenUnavailable: {"token_unavailable", 503},
-		TokenRefused:     {"token_refused", 502},
-		UpstreamRejected: {"upstream_rejected", 502},
+
+		IssuerUnavailable: {"issuer_unavailable", 503},
+		TokenRefused:      {"token_refused", 502},
+		UpstreamRejected:  {"upstream_rejected", 502},
 	}
 	for r := range reasonCount {
 		w, ok := want[r]
