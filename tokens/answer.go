@@ -24,7 +24,7 @@ const (
 
 // answer holds the members of a token answer that we read, still as JSON.
 type answer struct {
-	access, kind, expires, refresh, scope json.RawMessage
+	access, kind, expires, refresh, scope, issued json.RawMessage
 
 	code, description string
 }
@@ -40,8 +40,8 @@ func parseAnswer(body []byte) (answer, *Error) {
 	}
 	return answer{
 		access: fields["access_token"], kind: fields["token_type"], expires: fields["expires_in"], scope: fields["scope"],
-		refresh: fields["refresh_in"],
-		code:    errorWord(fields["error"]), description: text(fields["error_description"]),
+		refresh: fields["refresh_in"], issued: fields["issued_token_type"],
+		code: errorWord(fields["error"]), description: text(fields["error_description"]),
 	}, nil
 }
 

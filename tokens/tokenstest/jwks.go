@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
-	"slices"
 
 	"github.com/go-jose/go-jose/v4"
 	"github.com/go-jose/go-jose/v4/jwt"
@@ -70,17 +69,14 @@ func (s *Server) Mint(subject, audience string, extra map[string]any) (string, e
 func (s *Server) serveJWKS(w http.ResponseWriter, r *http.Request) {
 	s.mu.Lock()
 	s.jwks.requests++
-	set := jose.JSONWebKeySet{}
-	for _, k := range s.keys {
-		set.Keys = append(set.Keys, k.public)
-	}
 	fault, edit := s.jwks.fault, s.jwks.edit
 	s.mu.Unlock()
 	if fault != "" && s.misbehave(fault, w, r, "", nil) {
 		return
 	}
+	set := s.Keys()
 	if edit != nil {
-		set.Keys = edit(slices.Clone(set.Keys))
+		set.Keys = edit(set.Keys)
 	}
 	writeJSON(w, http.StatusOK, set)
 }
