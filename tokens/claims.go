@@ -27,17 +27,17 @@ func (r *Rule) check(j *jws, now time.Time) (Principal, *InvalidTokenError) {
 	c := reader{claims: j.claims}
 	p := Principal{Issuer: c.text("iss", true)}
 	if c.bad == nil && p.Issuer != r.jwt.Issuer {
-		return p, invalid("issuer", "its iss is %s, want %q to the letter", quoted(p.Issuer), r.jwt.Issuer)
+		return p, invalid("issuer", "its iss is %s, want %q to the letter", cited(p.Issuer), r.jwt.Issuer)
 	}
 	audiences := c.list("aud", true)
 	if c.bad != nil {
 		return p, c.bad
 	}
 	if !slices.ContainsFunc(audiences, func(a string) bool { return slices.Contains(r.jwt.Audiences, a) }) {
-		return p, invalid("audience", "its aud is %s, want one of %q to the letter", quoted(strings.Join(audiences, " ")), r.jwt.Audiences)
+		return p, invalid("audience", "its aud is %s, want one of %q to the letter", cited(strings.Join(audiences, " ")), r.jwt.Audiences)
 	}
 	if !r.lists(j.alg) {
-		return p, invalid("algorithm", "it is signed with %s: list that under algorithms if it is right", quoted(j.alg))
+		return p, invalid("algorithm", "it is signed with %s: list that under algorithms if it is right", cited(j.alg))
 	}
 	if bad := r.checkKind(j); bad != nil {
 		return p, bad
@@ -70,7 +70,7 @@ func (r *Rule) checkKind(j *jws) *InvalidTokenError {
 	switch r.jwt.Profile {
 	case policy.ProfileGeneric:
 		if !access && !j.is("", "jwt") {
-			return invalid("typ", "its typ is %s, want at+jwt, JWT or none", quoted(j.typ))
+			return invalid("typ", "its typ is %s, want at+jwt, JWT or none", cited(j.typ))
 		}
 		if sign := idToken(j.claims); sign != "" && !access {
 			return invalid("id_token", "it is an ID token, by its %s: send the access token", sign)
@@ -78,7 +78,7 @@ func (r *Rule) checkKind(j *jws) *InvalidTokenError {
 		return nil
 	case policy.ProfileIDToken:
 		if !j.is("", "jwt") {
-			return invalid("typ", "its typ is %s, want an ID token", quoted(j.typ))
+			return invalid("typ", "its typ is %s, want an ID token", cited(j.typ))
 		}
 		if sign := accessToken(j.claims); sign != "" {
 			return invalid("access_token", "it is an access token, by its %s: send the ID token", sign)
@@ -90,9 +90,9 @@ func (r *Rule) checkKind(j *jws) *InvalidTokenError {
 	case access:
 		return nil
 	case j.is("", "jwt"):
-		return invalid("typ", "its typ is %s, want at+jwt: set profile: generic if this issuer's access tokens are not marked as such (RFC 9068)", quoted(j.typ))
+		return invalid("typ", "its typ is %s, want at+jwt: set profile: generic if this issuer's access tokens are not marked as such (RFC 9068)", cited(j.typ))
 	}
-	return invalid("typ", "its typ is %s, want at+jwt", quoted(j.typ))
+	return invalid("typ", "its typ is %s, want at+jwt", cited(j.typ))
 }
 
 // secondKind returns the sign that a token is a security event or logout token
@@ -192,13 +192,13 @@ func (r *Rule) scopes(c *reader) []string {
 	case one != "" || string(raw) == `""`:
 		list = strings.Split(one, " ")
 	case name == "scope" || json.Unmarshal(raw, &list) != nil || string(raw) == "null":
-		c.bad = invalid("claim", "its %s is of the wrong JSON type: name the claim with the scopes as scope_claim", quoted(name))
+		c.bad = invalid("claim", "its %s is of the wrong JSON type: name the claim with the scopes as scope_claim", cited(name))
 		return nil
 	}
 	list = slices.DeleteFunc(list, func(s string) bool { return s == "" })
 	for _, s := range list {
 		if !isScope(s) || strings.Contains(s, " ") {
-			c.bad = invalid("claim", "its %s holds what cannot be a scope (RFC 6749 §3.3)", quoted(name))
+			c.bad = invalid("claim", "its %s holds what cannot be a scope (RFC 6749 §3.3)", cited(name))
 			return nil
 		}
 	}

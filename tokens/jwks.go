@@ -116,7 +116,7 @@ func (s *keySet) add(i int, raw json.RawMessage) {
 
 // skip notes a key that does not count.
 func (s *keySet) skip(i int, id, why string) {
-	s.skipped = append(s.skipped, fmt.Sprintf("key %d (kid %s): %s", i+1, quoted(id), why))
+	s.skipped = append(s.skipped, fmt.Sprintf("key %d (kid %s): %s", i+1, cited(id), why))
 }
 
 // spoil makes a kid name nothing, also the key that had it before.
@@ -268,12 +268,12 @@ func (s *keySet) find(j *jws, accepted []string) (*publicKey, *InvalidTokenError
 		k := s.byID[j.kid]
 		if k == nil {
 			if why, ok := s.spoiled[j.kid]; ok {
-				return nil, invalid("key_refused", "the key %s of its issuer does not count: %s", quoted(j.kid), why)
+				return nil, invalid("key_refused", "the key %s of its issuer does not count: %s", cited(j.kid), why)
 			}
-			return nil, invalid(codeUnknownKey, "its kid %s is none of its issuer's keys", quoted(j.kid))
+			return nil, invalid(codeUnknownKey, "its kid %s is none of its issuer's keys", cited(j.kid))
 		}
 		if want := k.algorithm(accepted); want != oldName(j.alg) {
-			return nil, invalid("algorithm", "it is signed with %s, and its key %s is for %s; the first that fits of algorithms counts for a key without alg", quoted(j.alg), quoted(j.kid), quoted(want))
+			return nil, invalid("algorithm", "it is signed with %s, and its key %s is for %s; the first that fits of algorithms counts for a key without alg", cited(j.alg), cited(j.kid), cited(want))
 		}
 		return k, nil
 	}
@@ -283,12 +283,12 @@ func (s *keySet) find(j *jws, accepted []string) (*publicKey, *InvalidTokenError
 			continue
 		}
 		if only != nil {
-			return nil, invalid("no_kid", "it has no kid, and its issuer has several keys for %s: have its tokens name their key", quoted(j.alg))
+			return nil, invalid("no_kid", "it has no kid, and its issuer has several keys for %s: have its tokens name their key", cited(j.alg))
 		}
 		only = k
 	}
 	if only == nil {
-		return nil, invalid(codeUnknownKey, "it has no kid, and its issuer has no key for %s", quoted(j.alg))
+		return nil, invalid(codeUnknownKey, "it has no kid, and its issuer has no key for %s", cited(j.alg))
 	}
 	return only, nil
 }

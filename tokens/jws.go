@@ -34,8 +34,8 @@ func invalid(code, format string, args ...any) *InvalidTokenError {
 	return &InvalidTokenError{code, fmt.Sprintf(format, args...)}
 }
 
-// quoted shows a word of a token that nobody has vouched for.
-func quoted(s string) string { return `"` + oneLine(s, 100) + `"` }
+// cited shows a word of a token that nobody has vouched for.
+func cited(s string) string { return `"` + oneLine(s, 100) + `"` }
 
 // jws is a compact JWS (RFC 7515 §7.1), taken apart and not verified.
 type jws struct {

@@ -167,6 +167,19 @@ func Present(token []byte, rules []*Rule) Presented {
 	return t
 }
 
+// Concerns is false when another rule has verified the token as one of another
+// issuer: then this one refuses it without a look.
+func (t *Presented) Concerns(r *Rule) bool { return t.issuer == "" || t.issuer == r.jwt.Issuer }
+
+// Known returns the principal of a token that this rule has verified in the last
+// minute, or nil: VerifyPresented without any work or wait.
+func (r *Rule) Known(t *Presented) *Principal {
+	if t.bad != nil {
+		return nil
+	}
+	return r.known(&t.sum)
+}
+
 // Verify verifies a compact JWS. A token that was verified in the last minute
 // costs a hash and a look into a map; the Principal is shared then. Errors are
 // *InvalidTokenError, or an *Error of kind Unavailable when the issuer's keys cannot
@@ -182,8 +195,8 @@ func (r *Rule) VerifyPresented(ctx context.Context, t *Presented) (*Principal, e
 	if t.bad != nil {
 		return nil, t.bad
 	}
-	if t.issuer != "" && t.issuer != r.jwt.Issuer {
-		return nil, invalid("issuer", "its iss is %s, want %q to the letter", quoted(t.issuer), r.jwt.Issuer)
+	if !t.Concerns(r) {
+		return nil, invalid("issuer", "its iss is %s, want %q to the letter", cited(t.issuer), r.jwt.Issuer)
 	}
 	if p := r.known(&t.sum); p != nil {
 		return p, nil
@@ -247,7 +260,7 @@ func (r *Rule) proves(j *jws, set *keySet) *InvalidTokenError {
 		return bad
 	}
 	if !j.verify(k) {
-		return invalid("signature", "its signature is not made with the key %s of its issuer", quoted(k.id))
+		return invalid("signature", "its signature is not made with the key %s of its issuer", cited(k.id))
 	}
 	return nil
 }
