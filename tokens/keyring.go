@@ -161,6 +161,8 @@ func (r *ring) launch() {
 }
 
 // fly makes the fetch and lands its result.
+//
+//nolint:contextcheck // the fetch is shared: it must outlive the call that wanted it
 func (r *ring) fly(flight chan struct{}) {
 	ctx, cancel := context.WithTimeout(r.v.ctx, r.v.deadline)
 	defer cancel()
@@ -289,12 +291,12 @@ func (r *ring) disarm() {
 	}
 }
 
-// warm starts the first fetch, and takes up a ring that was stopped.
-func (r *ring) warm() {
+// resume takes up a ring that was stopped; first also starts the first fetch.
+func (r *ring) resume(first bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.stopped = false
-	if r.flight == nil && r.timer == nil {
+	if r.flight == nil && r.timer == nil && (first || !r.began.IsZero()) {
 		r.launch()
 	}
 }

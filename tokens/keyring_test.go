@@ -378,9 +378,14 @@ func TestJ10_Background(t *testing.T) {
 		r := rule(t, v, jwtSpec(nil))
 		time.Sleep(time.Hour)
 		if n := idp.fetches(); n != 0 {
-			t.Errorf("before Retain: want no fetch, got %d", n)
+			t.Errorf("before Warm: want no fetch, got %d", n)
 		}
 		v.Retain([]*Rule{r})
+		time.Sleep(time.Hour)
+		if n := idp.fetches(); n != 0 {
+			t.Errorf("Retain: want no fetch, got %d", n)
+		}
+		v.Warm()
 		time.Sleep(time.Hour + time.Second)
 		if n := idp.fetches(); n != 7 {
 			t.Errorf("want a fetch every 10 min, got %d in 1 h", n)

@@ -31,6 +31,7 @@ type app struct {
 	log     zerolog.Logger
 	secrets *secrets.Store
 	tokens  *tokens.Cache
+	callers *tokens.Verifier
 	server  *extproc.Server
 	metrics *metrics.Metrics
 	reload  *reloader
@@ -58,9 +59,10 @@ func newApp(ctx context.Context, src *source, log zerolog.Logger, lines *logQueu
 	a.secrets = secrets.New(secrets.Config{Env: src.st.env, Log: log, Stale: a.metrics.SecretsStale})
 	lines.onDrop = a.metrics.LogDropped
 	a.tokens = tokens.New(tokens.Config{Secrets: a.secrets, Now: time.Now, Log: log, Observe: a.metrics.Fetched})
+	a.callers = tokens.NewVerifier(tokens.VerifierConfig{Now: time.Now, Log: log})
 	var err error
 	a.server, err = extproc.New(extproc.Config{
-		Tokens: a.tokens, Secrets: a.secrets, Now: time.Now, Log: lines.refusals(log), Observe: a.metrics,
+		Tokens: a.tokens, Verifier: a.callers, Secrets: a.secrets, Now: time.Now, Log: lines.refusals(log), Observe: a.metrics,
 	})
 	if err != nil {
 		return nil, err
@@ -69,6 +71,7 @@ func newApp(ctx context.Context, src *source, log zerolog.Logger, lines *logQueu
 	a.reload = &reloader{src: src, app: a}
 	if err := a.reload.first(); err != nil {
 		a.tokens.Close()
+		a.callers.Close()
 		a.secrets.Close()
 		return nil, err
 	}
@@ -123,6 +126,7 @@ func (a *app) run(ctx context.Context) error {
 	go a.secrets.Run(background)
 	go a.reload.run(background, hup)
 	a.tokens.Warm(background)
+	a.callers.Warm()
 
 	failed := make(chan error, 2)
 	go func() { failed <- a.grpc.Serve(a.grpcListener) }()
@@ -214,6 +218,7 @@ func (a *app) close() {
 		}
 	}
 	a.tokens.Close()
+	a.callers.Close()
 	a.secrets.Close()
 }
 
