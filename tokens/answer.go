@@ -47,7 +47,13 @@ func parseAnswer(body []byte) (answer, *Error) {
 
 // members reads the members of a JSON object, those that are null left out.
 func members(body []byte) (map[string]json.RawMessage, *Error) {
-	body = bytes.TrimPrefix(body, []byte("\xef\xbb\xbf"))
+	seen, bad := object(bytes.TrimPrefix(body, []byte("\xef\xbb\xbf")))
+	maps.DeleteFunc(seen, func(_ string, value json.RawMessage) bool { return string(value) == "null" })
+	return seen, bad
+}
+
+// object reads the members of a JSON object, none of which may be there twice.
+func object(body []byte) (map[string]json.RawMessage, *Error) {
 	if !bytes.HasPrefix(bytes.TrimLeft(body, " \t\r\n"), []byte("{")) || !json.Valid(body) {
 		return nil, notJSON()
 	}
@@ -66,7 +72,6 @@ func members(body []byte) (map[string]json.RawMessage, *Error) {
 		}
 		seen[member] = value
 	}
-	maps.DeleteFunc(seen, func(_ string, value json.RawMessage) bool { return string(value) == "null" })
 	return seen, nil
 }
 

@@ -92,9 +92,7 @@ type Cache struct {
 	gates     map[endpoint]*gate
 	users     *users // has locks of its own
 
-	gate   sync.Mutex // guards closed, and wg.Add against wg.Wait
-	closed bool
-	wg     sync.WaitGroup
+	crew
 }
 
 // New returns an empty cache. Close it to stop its work.
@@ -235,9 +233,7 @@ func (c *Cache) Warm(ctx context.Context) {
 // Close stops all timers and fetches and waits for them. Calls that wait get an
 // error; tokens handed out stay good.
 func (c *Cache) Close() {
-	c.gate.Lock()
-	c.closed = true
-	c.gate.Unlock()
+	c.dismiss()
 	c.cancel()
 	c.mu.Lock()
 	for _, e := range c.entries {
@@ -247,16 +243,4 @@ func (c *Cache) Close() {
 	c.users.close()
 	c.wg.Wait()
 	c.net.close()
-}
-
-// spawn runs f in a goroutine that Close waits for. It reports false, and runs
-// nothing, once the cache is closed.
-func (c *Cache) spawn(f func()) bool {
-	c.gate.Lock()
-	defer c.gate.Unlock()
-	if c.closed {
-		return false
-	}
-	c.wg.Go(f)
-	return true
 }

@@ -34,7 +34,7 @@ type app struct {
 	tokens  *tokens.Cache
 	// resources compares what upstreams say of themselves with the policy.
 	resources *tokens.Resources
-
+	callers *tokens.Verifier
 	server  *extproc.Server
 	metrics *metrics.Metrics
 	reload  *reloader
@@ -63,9 +63,10 @@ func newApp(ctx context.Context, src *source, log zerolog.Logger, lines *logQueu
 	lines.onDrop = a.metrics.LogDropped
 	a.tokens = tokens.New(tokens.Config{Secrets: a.secrets, Now: time.Now, Log: log, Observe: a.metrics.Fetched})
 	a.resources = tokens.NewResources(tokens.ResourceConfig{Now: time.Now, Log: log, Dice: rand.Float64})
+	a.callers = tokens.NewVerifier(tokens.VerifierConfig{Now: time.Now, Log: log})
 	var err error
 	a.server, err = extproc.New(extproc.Config{
-		Tokens: a.tokens, Secrets: a.secrets, Now: time.Now, Log: lines.refusals(log), Observe: a.metrics,
+		Tokens: a.tokens, Verifier: a.callers, Secrets: a.secrets, Now: time.Now, Log: lines.refusals(log), Observe: a.metrics,
 	})
 	if err != nil {
 		return nil, err
@@ -74,6 +75,7 @@ func newApp(ctx context.Context, src *source, log zerolog.Logger, lines *logQueu
 	a.reload = &reloader{src: src, app: a}
 	if err := a.reload.first(); err != nil {
 		a.tokens.Close()
+		a.callers.Close()
 		a.secrets.Close()
 		return nil, err
 	}
@@ -129,6 +131,7 @@ func (a *app) run(ctx context.Context) error {
 	go a.reload.run(background, hup)
 	a.tokens.Warm(background)
 	go a.resources.Watch(background, func() []*policy.Upstream { return a.reload.set.Load().Upstreams })
+	a.callers.Warm()
 
 	failed := make(chan error, 2)
 	go func() { failed <- a.grpc.Serve(a.grpcListener) }()
@@ -220,6 +223,7 @@ func (a *app) close() {
 		}
 	}
 	a.tokens.Close()
+	a.callers.Close()
 	a.secrets.Close()
 }
 

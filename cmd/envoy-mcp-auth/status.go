@@ -13,6 +13,8 @@ type statusReport struct {
 	Ready     string           `json:"ready"`
 	Policy    policyStatus     `json:"policy"`
 	Upstreams []upstreamStatus `json:"upstreams"`
+	// Issuers are those whose tokens prove callers.
+	Issuers []tokens.IssuerStatus `json:"issuers,omitempty"`
 }
 
 type policyStatus struct {
@@ -34,7 +36,7 @@ type upstreamStatus struct {
 
 func (a *app) status() any {
 	set := a.reload.set.Load()
-	report := statusReport{Version: versionString(), Ready: "yes", Policy: policyStatus{File: a.reload.src.file, reloadState: *a.reload.state.Load()}}
+	report := statusReport{Version: versionString(), Ready: "yes", Policy: policyStatus{File: a.reload.src.file, reloadState: *a.reload.state.Load()}, Issuers: a.callers.Status()}
 	if err := a.ready(); err != nil {
 		report.Ready = "no: " + err.Error()
 	}

@@ -126,6 +126,7 @@ type Server struct {
 	left     int // requests the fault still has, -1 for all
 	serial   int
 
+	jwks       jwks
 	disabled   []string // users
 	answerEdit func(map[string]any)
 	idJAGEdit  func(*string, map[string]any)

@@ -43,7 +43,8 @@ func (s *Server) rotate() error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	id := "key-" + strconv.Itoa(len(s.keys)+1)
+	s.jwks.made++
+	id := "key-" + strconv.Itoa(s.jwks.made)
 	key := jose.SigningKey{Algorithm: alg, Key: jose.JSONWebKey{Key: private, KeyID: id}}
 	sign, err := jose.NewSigner(key, (&jose.SignerOptions{}).WithType("at+jwt"))
 	if err != nil {
@@ -345,10 +346,6 @@ func (s *Server) credentials(r *http.Request, form url.Values) (id, secret strin
 func basicPair(r *http.Request) string {
 	b, _ := base64.StdEncoding.DecodeString(strings.TrimPrefix(r.Header.Get("Authorization"), "Basic "))
 	return string(b)
-}
-
-func (s *Server) serveJWKS(w http.ResponseWriter, _ *http.Request) {
-	writeJSON(w, http.StatusOK, s.Keys())
 }
 
 func (s *Server) serveRevoked(w http.ResponseWriter, r *http.Request) {
