@@ -11,6 +11,7 @@ VERSION ?= $(shell git describe --tags --always --dirty)
 
 # Both print where the program is, and install it first when need be.
 PARTS = ENVOY="$$(tools/install envoy)" && LITELLM="$$(tools/install litellm)" && MOTO="$$(tools/install moto)" && export ENVOY LITELLM MOTO
+PARTS += && REDIS="$$(tools/install redis)" && export REDIS
 PARTS += && CONFORMANCE="$$(tools/install conformance)" && export CONFORMANCE
 GOTESTSUM = $(TOOL) gotestsum --format pkgname -- -race -count=1 -timeout 20m -p $(P)
 GOTEST = $(PARTS) && $(GOTESTSUM)
@@ -75,10 +76,11 @@ fuzz: ## Run every fuzz target for FUZZTIME (60s)
 vuln: ## Look for known vulnerabilities in what the binary uses
 	tools/vuln
 
-deps: ## Install the real Envoy and LiteLLM into .cache/
+deps: ## Install the real Envoy, LiteLLM, moto and Redis into .cache/
 	@tools/install envoy
 	@tools/install litellm
 	@tools/install moto
+	@tools/install redis
 	@tools/install conformance
 
 relock: ## Write the locks of the real parts anew from tools/versions.env

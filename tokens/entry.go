@@ -30,6 +30,7 @@ type entry struct {
 	cache  *Cache
 	client *client
 	slots  chan struct{} // background fetches at this endpoint
+	id     key           // in the shared cache; without one nothing is shared
 
 	current atomic.Pointer[Token]
 
@@ -48,6 +49,8 @@ type entry struct {
 	tried   bool
 	fail    failure
 	noted   bool // the missing expires_in was logged
+	// rejected is the mark of the last authorization that an upstream refused.
+	rejected []byte
 }
 
 // failure is a run of failed fetches; the zero value is health.
@@ -67,6 +70,8 @@ type flight struct {
 	got   granted
 	token *Token
 	err   *Error
+	// borrowed is whether the token came from the shared cache.
+	borrowed bool
 }
 
 // alive returns the token while it lives.
@@ -129,6 +134,7 @@ func (e *entry) replace(ctx context.Context, now time.Time, rejected []byte, pay
 		}
 		e.current.CompareAndSwap(t, nil)
 	}
+	e.rejected = e.cache.mark(rejected)
 	f, err := e.join(now) //nolint:contextcheck // the fetch is shared: it must outlive the call that wanted it
 	e.mu.Unlock()
 	if err != nil {
@@ -213,7 +219,7 @@ func (c *Cache) sum(p proof) []byte {
 // no flight is under way.
 func (e *entry) launch() *flight {
 	f := &flight{done: make(chan struct{})}
-	if !e.cache.spawn(func() { e.fly(f) }) {
+	if !e.cache.spawn(func() { e.travel(f) }) {
 		return nil
 	}
 	e.flight = f
@@ -311,7 +317,7 @@ func (e *entry) land(f *flight, secret, files []byte) report {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.flight, e.tried = nil, true
-	r := report{fetch: Fetch{Upstreams: e.names, Endpoint: e.client.host, Result: "ok", Skew: f.got.skew}}
+	r := report{borrowed: f.borrowed, fetch: Fetch{Upstreams: e.names, Endpoint: e.client.host, Result: "ok", Skew: f.got.skew}}
 	if f.err == nil {
 		r.recovered = e.fail.err != nil
 		r.noLife = f.got.noLife && !e.noted
@@ -458,6 +464,7 @@ type report struct {
 	changed   bool // the failure is new, or another one
 	recovered bool
 	noLife    bool
+	borrowed  bool // there was no token request
 }
 
 // tell logs what changed and reports the fetch. No lock is held.
@@ -468,12 +475,12 @@ func (e *entry) tell(r report) {
 		log.Warn().Str("kind", r.err.Kind.String()).Str("code", r.err.Code).Int("status", r.err.Status).
 			Dur("next_try_ms", r.err.RetryAfter).Msg("no token: " + r.err.Text)
 	case r.recovered:
-		log.Info().Time("expiry", r.fetch.Expiry).Msg("the token endpoint issues tokens again")
+		log.Info().Time("expiry", r.fetch.Expiry).Bool("from_shared_cache", r.borrowed).Msg("there is a token again")
 	}
 	if r.noLife {
 		log.Warn().Msg("the token answer has no expires_in: default_lifetime counts")
 	}
-	if e.cache.cfg.Observe != nil {
+	if e.cache.cfg.Observe != nil && !r.borrowed {
 		e.cache.cfg.Observe(r.fetch)
 	}
 }

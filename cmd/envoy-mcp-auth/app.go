@@ -34,14 +34,15 @@ type app struct {
 	tokens  *tokens.Cache
 	// resources compares what upstreams say of themselves with the policy.
 	resources *tokens.Resources
-	callers *tokens.Verifier
-	server  *extproc.Server
-	metrics *metrics.Metrics
-	reload  *reloader
-	grpc    *grpc.Server
-	health  *health.Server
-	admin   *http.Server
-	started policy.Server // the server block at the start
+	callers   *tokens.Verifier
+	fleet     atomic.Pointer[tokens.Fleet] // nil without a shared cache
+	server    *extproc.Server
+	metrics   *metrics.Metrics
+	reload    *reloader
+	grpc      *grpc.Server
+	health    *health.Server
+	admin     *http.Server
+	started   policy.Server // the server block at the start
 	// draining is set once the end has begun.
 	draining atomic.Bool
 	// warm is set once every credential of the first policy was tried. It stays:
@@ -224,7 +225,30 @@ func (a *app) close() {
 	}
 	a.tokens.Close()
 	a.callers.Close()
+	a.share(nil)
 	a.secrets.Close()
+}
+
+// newFleet makes the shared cache of a policy, nil when it has none.
+func (a *app) newFleet(set *policy.Set) (*tokens.Fleet, error) {
+	if set.SharedCache == nil {
+		return nil, nil
+	}
+	return tokens.NewFleet(tokens.FleetConfig{
+		Spec: *set.SharedCache, Secrets: a.secrets, Now: time.Now, Log: a.log,
+		Observe: a.metrics.SharedCache, Up: a.metrics.SharedCacheUp,
+	})
+}
+
+// share puts a shared cache in force, or none, and closes the one before.
+func (a *app) share(f *tokens.Fleet) {
+	a.tokens.Share(f)
+	if old := a.fleet.Swap(f); old != nil && old != f {
+		old.Close()
+	}
+	if f == nil {
+		a.metrics.SharedCacheOff()
+	}
 }
 
 // ready is what /readyz asks.

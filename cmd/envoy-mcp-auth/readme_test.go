@@ -150,6 +150,8 @@ func metricTable(t *testing.T) string {
 	m.Decided(&extproc.Decision{})
 	m.Fetched(tokens.Fetch{Upstreams: []string{"a"}})
 	m.Reloaded(time.Time{}, nil)
+	m.SharedCache("hit")
+	m.SharedCacheUp(true)
 	families, err := m.Registry.Gather()
 	if err != nil {
 		t.Fatal(err)

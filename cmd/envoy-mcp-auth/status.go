@@ -9,10 +9,12 @@ import (
 
 // statusReport is /status. Nothing in it is secret.
 type statusReport struct {
-	Version   string           `json:"version"`
-	Ready     string           `json:"ready"`
-	Policy    policyStatus     `json:"policy"`
-	Upstreams []upstreamStatus `json:"upstreams"`
+	Version string       `json:"version"`
+	Ready   string       `json:"ready"`
+	Policy  policyStatus `json:"policy"`
+	// SharedCache is missing without one.
+	SharedCache *tokens.FleetStatus `json:"shared_cache,omitempty"`
+	Upstreams   []upstreamStatus    `json:"upstreams"`
 	// Issuers are those whose tokens prove callers.
 	Issuers []tokens.IssuerStatus `json:"issuers,omitempty"`
 }
@@ -39,6 +41,10 @@ func (a *app) status() any {
 	report := statusReport{Version: versionString(), Ready: "yes", Policy: policyStatus{File: a.reload.src.file, reloadState: *a.reload.state.Load()}, Issuers: a.callers.Status()}
 	if err := a.ready(); err != nil {
 		report.Ready = "no: " + err.Error()
+	}
+	if f := a.fleet.Load(); f != nil {
+		st := f.Status()
+		report.SharedCache = &st
 	}
 	for _, w := range set.Warnings {
 		report.Policy.Warnings = append(report.Policy.Warnings, w.String())
