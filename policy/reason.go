@@ -20,6 +20,8 @@ const (
 	CallerUnknown
 	// CallerInvalid: the request offers a proof that does not hold.
 	CallerInvalid
+	// ScopeMissing: the caller is who it says, and lacks a scope that is demanded.
+	ScopeMissing
 	// IssuerUnavailable: the keys of the caller's issuer cannot be had.
 	IssuerUnavailable
 	// TokenUnavailable: the authorization server is down or slow.
@@ -55,6 +57,8 @@ func (r Reason) row() outcome {
 		return outcome{"caller_unknown", 403, "The caller is not known to this upstream. Present the client certificate, the x-mcp-auth-key or the access token that its policy asks for."}
 	case CallerInvalid:
 		return outcome{"caller_invalid", 403, "The caller's credential is not valid. Check the x-mcp-auth-key or the access token against the policy."}
+	case ScopeMissing:
+		return outcome{"scope_missing", 403, "The caller lacks a scope that this request needs. Ask for a token with that scope."}
 	case IssuerUnavailable:
 		return outcome{"issuer_unavailable", 503, "The keys of the issuer of the caller's token cannot be had, so the token cannot be verified. Try again later."}
 	case TokenUnavailable:

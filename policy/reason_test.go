@@ -20,6 +20,7 @@ func TestReasonTable(t *testing.T) {
 		CallerInvalid:    {"caller_invalid", 403},
 		TokenUnavailable: {"token_unavailable", 503},
 
+		ScopeMissing:      {"scope_missing", 403},
 		IssuerUnavailable: {"issuer_unavailable", 503},
 		TokenRefused:      {"token_refused", 502},
 		UpstreamRejected:  {"upstream_rejected", 502},

@@ -34,6 +34,11 @@ type entry struct {
 
 	current atomic.Pointer[Token]
 
+	// crowd is set for a credential of users, which has no token itself, and
+	// user for the token of one of them.
+	crowd *crowd
+	user  *user
+
 	mu      sync.Mutex
 	names   []string // sorted
 	flight  *flight  // nil when none
@@ -61,6 +66,7 @@ type failure struct {
 // flight is one token request. Its result is there once done is closed.
 type flight struct {
 	done  chan struct{}
+	who   *Principal // whose token it gets, nil for the service's own
 	got   granted
 	token *Token
 	err   *Error
@@ -149,6 +155,9 @@ func (e *entry) join(now time.Time) (*flight, error) {
 	if e.flight != nil {
 		return e.flight, nil
 	}
+	if e.user != nil && e.user.who == nil {
+		return nil, subjectGone()
+	}
 	if err := e.held(now); err != nil {
 		return nil, err
 	}
@@ -161,6 +170,9 @@ func (e *entry) join(now time.Time) (*flight, error) {
 // held returns the failure that is too young to try again, or nil. mu is held.
 func (e *entry) held(now time.Time) *Error {
 	if e.fail.err == nil || !now.Before(e.fail.next) || e.secretChanged() {
+		if e.user != nil {
+			return e.user.crowd.held(now)
+		}
 		return nil
 	}
 	return e.fail.err.in(e.fail.next.Sub(now))
@@ -212,6 +224,9 @@ func (e *entry) launch() *flight {
 	}
 	e.flight = f
 	e.disarm()
+	if e.user != nil {
+		f.who = e.user.who // it counts also when the user is dropped meanwhile
+	}
 	return f
 }
 
@@ -232,6 +247,10 @@ func (f *flight) wait(ctx context.Context) (*Token, error) {
 
 // fly makes the token request and lands its result.
 func (e *entry) fly(f *flight) {
+	if e.user != nil {
+		e.user.fly(f)
+		return
+	}
 	start := e.cache.cfg.Now()
 	ctx, cancel := context.WithTimeout(e.cache.ctx, e.patience(start))
 	defer cancel()
@@ -266,19 +285,21 @@ func (e *entry) patience(now time.Time) time.Duration {
 }
 
 // proof reads the client's secrets.
-func (e *entry) proof() (proof, *Error) {
+func (e *entry) proof() (proof, *Error) { return e.cache.prove(e.client) }
+
+func (c *Cache) prove(cl *client) (proof, *Error) {
 	var p proof
 	for _, s := range []struct {
 		ref  policy.SecretRef
 		into *string
 		what string
 	}{
-		{e.client.o.ClientSecret, &p.secret, "client secret"}, {e.client.o.PrivateKey, &p.key, "private key"},
+		{cl.o.ClientSecret, &p.secret, "client secret"}, {cl.o.PrivateKey, &p.key, "private key"},
 	} {
 		if s.ref.IsZero() {
 			continue
 		}
-		v, err := e.cache.cfg.Secrets.Secret(s.ref)
+		v, err := c.cfg.Secrets.Secret(s.ref)
 		if err != nil || v.Reveal() == "" {
 			// The store's own words are not repeated: they are logged where
 			// they arise, and nobody here can tell what they hold.
@@ -336,6 +357,10 @@ func (e *entry) arm(now time.Time, d time.Duration) {
 		return
 	}
 	e.wake = now.Add(d)
+	if e.user != nil {
+		e.user.plan(e.wake)
+		return // who asks next looks at the time: no timer for each user
+	}
 	if e.fail.err != nil && e.fail.err.permanent {
 		d = min(d, secretPoll)
 	}
@@ -347,6 +372,9 @@ func (e *entry) arm(now time.Time, d time.Duration) {
 func (e *entry) disarm() {
 	e.gen++
 	e.wake = time.Time{}
+	if e.user != nil {
+		e.user.renew.Store(nil)
+	}
 	if e.timer != nil {
 		e.timer.Stop()
 		e.timer = nil
@@ -420,6 +448,13 @@ func (e *entry) shared(names []string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.names = slices.Compact(slices.Sorted(slices.Values(names)))
+}
+
+// upstreams lists those who use the entry.
+func (e *entry) upstreams() []string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.names
 }
 
 // report is what a landing has to tell the world.

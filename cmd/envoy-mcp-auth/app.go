@@ -32,17 +32,17 @@ type app struct {
 	log     zerolog.Logger
 	secrets *secrets.Store
 	tokens  *tokens.Cache
-	fleet   atomic.Pointer[tokens.Fleet] // nil without a shared cache
 	// resources compares what upstreams say of themselves with the policy.
 	resources *tokens.Resources
-
-	server  *extproc.Server
-	metrics *metrics.Metrics
-	reload  *reloader
-	grpc    *grpc.Server
-	health  *health.Server
-	admin   *http.Server
-	started policy.Server // the server block at the start
+	callers   *tokens.Verifier
+	fleet     atomic.Pointer[tokens.Fleet] // nil without a shared cache
+	server    *extproc.Server
+	metrics   *metrics.Metrics
+	reload    *reloader
+	grpc      *grpc.Server
+	health    *health.Server
+	admin     *http.Server
+	started   policy.Server // the server block at the start
 	// draining is set once the end has begun.
 	draining atomic.Bool
 	// warm is set once every credential of the first policy was tried. It stays:
@@ -64,9 +64,10 @@ func newApp(ctx context.Context, src *source, log zerolog.Logger, lines *logQueu
 	lines.onDrop = a.metrics.LogDropped
 	a.tokens = tokens.New(tokens.Config{Secrets: a.secrets, Now: time.Now, Log: log, Observe: a.metrics.Fetched})
 	a.resources = tokens.NewResources(tokens.ResourceConfig{Now: time.Now, Log: log, Dice: rand.Float64})
+	a.callers = tokens.NewVerifier(tokens.VerifierConfig{Now: time.Now, Log: log})
 	var err error
 	a.server, err = extproc.New(extproc.Config{
-		Tokens: a.tokens, Secrets: a.secrets, Now: time.Now, Log: lines.refusals(log), Observe: a.metrics,
+		Tokens: a.tokens, Verifier: a.callers, Secrets: a.secrets, Now: time.Now, Log: lines.refusals(log), Observe: a.metrics,
 	})
 	if err != nil {
 		return nil, err
@@ -75,6 +76,7 @@ func newApp(ctx context.Context, src *source, log zerolog.Logger, lines *logQueu
 	a.reload = &reloader{src: src, app: a}
 	if err := a.reload.first(); err != nil {
 		a.tokens.Close()
+		a.callers.Close()
 		a.secrets.Close()
 		return nil, err
 	}
@@ -130,6 +132,7 @@ func (a *app) run(ctx context.Context) error {
 	go a.reload.run(background, hup)
 	a.tokens.Warm(background)
 	go a.resources.Watch(background, func() []*policy.Upstream { return a.reload.set.Load().Upstreams })
+	a.callers.Warm()
 
 	failed := make(chan error, 2)
 	go func() { failed <- a.grpc.Serve(a.grpcListener) }()
@@ -221,6 +224,7 @@ func (a *app) close() {
 		}
 	}
 	a.tokens.Close()
+	a.callers.Close()
 	a.share(nil)
 	a.secrets.Close()
 }

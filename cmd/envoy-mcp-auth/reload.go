@@ -112,6 +112,7 @@ func (r *reloader) attempt(ctx context.Context) {
 	}
 	r.failed, r.ill = time.Time{}, ""
 	r.app.tokens.Warm(ctx)
+	r.app.callers.Warm()
 	r.app.log.Info().Int("upstreams", len(r.set.Load().Upstreams)).Msg("policy reloaded")
 }
 

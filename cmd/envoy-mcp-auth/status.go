@@ -15,6 +15,8 @@ type statusReport struct {
 	// SharedCache is missing without one.
 	SharedCache *tokens.FleetStatus `json:"shared_cache,omitempty"`
 	Upstreams   []upstreamStatus    `json:"upstreams"`
+	// Issuers are those whose tokens prove callers.
+	Issuers []tokens.IssuerStatus `json:"issuers,omitempty"`
 }
 
 type policyStatus struct {
@@ -36,7 +38,7 @@ type upstreamStatus struct {
 
 func (a *app) status() any {
 	set := a.reload.set.Load()
-	report := statusReport{Version: versionString(), Ready: "yes", Policy: policyStatus{File: a.reload.src.file, reloadState: *a.reload.state.Load()}}
+	report := statusReport{Version: versionString(), Ready: "yes", Policy: policyStatus{File: a.reload.src.file, reloadState: *a.reload.state.Load()}, Issuers: a.callers.Status()}
 	if err := a.ready(); err != nil {
 		report.Ready = "no: " + err.Error()
 	}

@@ -24,6 +24,7 @@ const (
 	postSecret    = "made-up&secret=of+post"
 	revokedSecret = "made-up-secret-of-revoked"
 	lifeSecret    = "made-up-secret-of-life"
+	usersSecret   = "made-up-secret-of-users"
 )
 
 // life is how long the tokens of the upstream "life" live: longer than Keycloak
@@ -44,23 +45,30 @@ func TestKeycloak(t *testing.T) {
 	l.upstream("life", object{
 		"secret": lifeSecret, "attributes": object{"access.token.lifespan": fmt.Sprint(int(life.Seconds()))},
 	}, nil)
-	for name, secret := range map[string]string{"basic": basicSecret, "post": postSecret, "revoked": revokedSecret, "life": lifeSecret} {
+	l.upstream("users", object{"secret": usersSecret, "attributes": object{"standard.token.exchange.enabled": "true"}}, nil)
+	l.callers["users"] = "people"
+	for name, secret := range map[string]string{
+		"basic": basicSecret, "post": postSecret, "revoked": revokedSecret, "life": lifeSecret, "users": usersSecret,
+	} {
 		l.write(name+".secret", []byte(secret))
 	}
 	found := "issuer: " + l.k.issuer() + ", "
 	named := "token_url: " + l.k.endpoint("token") + ", "
-	l.start("callers: {anyone: {any: true}}\ndefaults: {callers: [anyone]}\n", map[string]string{
+	// Keycloak's access tokens do not say by their typ that they are some.
+	l.start(found+"audience: users-client, profile: generic", map[string]string{
 		"basic":   found + "auth_method: client_secret_basic, client_secret: {file: " + l.file("basic.secret") + "}",
 		"post":    named + "auth_method: client_secret_post, client_secret: {file: " + l.file("post.secret") + "}",
 		"signed":  found + "private_key: {file: " + l.file("signed.key") + "}",
 		"revoked": named + "client_secret: {file: " + l.file("revoked.secret") + "}",
 		"life":    found + "client_secret: {file: " + l.file("life.secret") + "}",
+		"users":   found + "grant: token_exchange, client_secret: {file: " + l.file("users.secret") + "}",
 	})
 	for _, c := range []struct {
 		name string
 		f    func(*testing.T, *line)
 	}{
 		{"U2 O4: each way to authenticate gets its own tokens", authenticates},
+		{"U9: each user gets a token of its own", exchanges},
 		{"U12: the client's key is rotated", keys.rotated},
 		{"T8: the realm's keys are rotated", rotatesRealmKeys},
 		{"T8: tokens are revoked", revokes},
@@ -78,13 +86,46 @@ func TestKeycloak(t *testing.T) {
 func authenticates(t *testing.T, l *line) {
 	t.Helper()
 	for _, name := range []string{"basic", "post", "signed"} {
-		who := l.whoami(t, name, http.DefaultTransport)
+		who := l.whoami(t, name, "")
 		if who.ClientID != name+"-client" || !slices.Contains(who.Scopes, "mcp.read") {
 			t.Errorf("%s: want its own client and mcp.read, got %+v", name, who)
 		}
 		if n := l.requests(t, name); n != 1 {
 			t.Errorf("%s: want one token request, got %d", name, n)
 		}
+	}
+}
+
+// exchanges: a user's token is exchanged (RFC 8693) once for one that is for the
+// upstream, and never goes there itself; who has none gets a challenge.
+func exchanges(t *testing.T, l *line) {
+	t.Helper()
+	l.admin.client("app", "users-client", object{"publicClient": true, "serviceAccountsEnabled": false, "directAccessGrantsEnabled": true})
+	ids := map[string]string{}
+	for _, user := range []string{"alice", "bob"} {
+		ids[user] = l.admin.make("users", object{
+			"username": user, "enabled": true, "firstName": user, "lastName": user, "email": user + "@example.com", "emailVerified": true,
+			"credentials": []object{{"type": "password", "value": "made-up-password-of-" + user}},
+		})
+		token := bearer(l.admin.grant("/realms/"+realm+"/protocol/openid-connect/token", url.Values{
+			"grant_type": {"password"}, "client_id": {"app"}, "username": {user}, "password": {"made-up-password-of-" + user},
+		}))
+		if status, _ := post(t.Context(), l.urls["users"], "Bearer "+string(token)); status != http.StatusUnauthorized {
+			t.Errorf("%s: want the upstream to refuse the user's own token with 401, got %d", user, status)
+		}
+		first, second := l.whoami(t, "users", token), l.whoami(t, "users", token)
+		if first.Subject != ids[user] || !slices.Contains(first.Scopes, "mcp.read") {
+			t.Errorf("%s: want the subject %s and mcp.read, got %+v", user, ids[user], first)
+		}
+		if first.TokenID != second.TokenID {
+			t.Errorf("%s: want one token for both calls, got %s and %s", user, first.TokenID, second.TokenID)
+		}
+	}
+	if n := l.requests(t, "users"); n != len(ids) {
+		t.Errorf("want one token request for each of %d users, got %d", len(ids), n)
+	}
+	if status, reason := l.post(t.Context(), "users"); status != http.StatusUnauthorized || reason != "caller_unknown" {
+		t.Errorf("without a token: want 401 caller_unknown, got %d %s", status, reason)
 	}
 }
 
@@ -134,12 +175,12 @@ func (k *clientKeys) next(t *testing.T, kid string) []byte {
 // one is gone.
 func (k *clientKeys) rotated(t *testing.T, l *line) {
 	t.Helper()
-	before := l.whoami(t, "signed", http.DefaultTransport)
+	before := l.whoami(t, "signed", "")
 	l.write("signed.key", k.next(t, "key-2"))
 	time.Sleep(1500 * time.Millisecond) // Keycloak asks for keys at most once a second
 	l.admin.rotateRealmKeys()
 	l.forget(t)
-	after := l.whoami(t, "signed", http.DefaultTransport)
+	after := l.whoami(t, "signed", "")
 	if after.TokenID == before.TokenID || after.ClientID != "signed-client" {
 		t.Errorf("want another token of the same client, got %+v after %+v", after, before)
 	}

@@ -2,6 +2,7 @@ package keycloak_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -32,6 +33,9 @@ type line struct {
 	proxy *realproxy.Proxy
 	urls  map[string]string // of the upstreams' MCP endpoints, by name
 	ids   map[string]string // of the clients at Keycloak, by the name of the upstream
+
+	// callers are those of the policy for an upstream; where there is no name, anyone.
+	callers map[string]string
 }
 
 // newLine starts Keycloak and makes the realm.
@@ -43,7 +47,7 @@ func newLine(t *testing.T) *line {
 		t.Fatal(err)
 	}
 	k := startKeycloak(t, address)
-	return &line{t: t, k: k, admin: newRealm(t, k), dir: t.TempDir(), urls: map[string]string{}, ids: map[string]string{}}
+	return &line{t: t, k: k, admin: newRealm(t, k), dir: t.TempDir(), urls: map[string]string{}, ids: map[string]string{}, callers: map[string]string{}}
 }
 
 // upstream starts an MCP server that checks the signature and the claims of its
@@ -99,19 +103,19 @@ func (l *line) introspected(next http.Handler) http.Handler {
 	})
 }
 
-// start runs the program and Envoy. credentials are the OAuth clients of the
-// policy, by upstream.
-func (l *line) start(callers string, credentials map[string]string) {
+// start runs the program and Envoy. people is how users are known, credentials
+// are the OAuth clients of the policy, by upstream.
+func (l *line) start(people string, credentials map[string]string) {
 	l.t.Helper()
 	program, err := realproxy.Build(l.t.Context(), l.t.TempDir())
 	if err != nil {
 		l.t.Fatal(err)
 	}
 	var policy strings.Builder
-	policy.WriteString(callers + "upstreams:\n")
+	policy.WriteString("callers: {anyone: {any: true}, people: {jwt: {" + people + "}}}\nupstreams:\n")
 	for name, credential := range credentials {
-		fmt.Fprintf(&policy, "  %s:\n    url: %s\n    credential: {oauth2: {%s, client_id: %s-client, scopes: [mcp.read]}}\n",
-			name, l.urls[name], credential, name)
+		fmt.Fprintf(&policy, "  %s:\n    url: %s\n    callers: [%s]\n    credential: {oauth2: {%s, client_id: %s-client, scopes: [mcp.read]}}\n",
+			name, l.urls[name], cmp.Or(l.callers[name], "anyone"), credential, name)
 	}
 	l.proxy, err = realproxy.Start(l.t.Context(), realproxy.Config{Program: program, Policy: policy.String(), Dir: l.dir})
 	if err != nil {
@@ -138,6 +142,9 @@ func (l *line) finish() {
 	}
 }
 
+// endpoint is where a caller reaches an upstream.
+func (l *line) endpoint(name string) string { return l.proxy.URL + "/" + name + "/mcp" }
+
 // file is the path of a file of the policy.
 func (l *line) file(name string) string { return filepath.Join(l.dir, name) }
 
@@ -162,12 +169,24 @@ func (l *line) requests(t *testing.T, name string) int {
 	return int(n)
 }
 
-// whoami calls the tool of that name with a real MCP client that has no token.
-func (l *line) whoami(t *testing.T, name string, transport http.RoundTripper) mcpserver.Whoami {
+// bearer is a client's transport that shows a token of the caller, if there is one.
+type bearer string
+
+func (b bearer) RoundTrip(r *http.Request) (*http.Response, error) {
+	if b != "" {
+		r = r.Clone(r.Context())
+		r.Header.Set("Authorization", "Bearer "+string(b))
+	}
+	return http.DefaultTransport.RoundTrip(r)
+}
+
+// whoami calls an upstream's tool of that name with a real MCP client, which has
+// no token but the caller's.
+func (l *line) whoami(t *testing.T, name string, caller bearer) mcpserver.Whoami {
 	t.Helper()
 	client := mcp.NewClient(&mcp.Implementation{Name: "e2e", Version: "0"}, nil)
 	s, err := client.Connect(t.Context(), &mcp.StreamableClientTransport{
-		Endpoint: l.proxy.URL + "/" + name + "/mcp", HTTPClient: &http.Client{Transport: transport, Timeout: 30 * time.Second},
+		Endpoint: l.endpoint(name), HTTPClient: &http.Client{Transport: caller, Timeout: 30 * time.Second},
 		DisableStandaloneSSE: true,
 	}, nil)
 	if err != nil {
@@ -214,7 +233,7 @@ func post(ctx context.Context, endpoint, authorization string) (status int, reas
 
 // post sends one call to an upstream through the proxy.
 func (l *line) post(ctx context.Context, name string) (status int, reason string) {
-	return post(ctx, l.proxy.URL+"/"+name+"/mcp", "")
+	return post(ctx, l.endpoint(name), "")
 }
 
 // load calls an upstream 20 times a second until stop is called, which returns
