@@ -258,6 +258,37 @@ func TestO20_AfterARestart(t *testing.T) {
 	}
 }
 
+// TestO7_O15_UserTokens: a user's token is shared as well, with nobody but the
+// same user, for the same token of it, and no longer than that lives.
+func TestO7_O15_UserTokens(t *testing.T) {
+	r := startRedis(t, realredis.Config{})
+	as := newUserAS()
+	as.life = time.Hour
+	transport := func(c *Config, _ *FleetConfig) { c.Transport = as }
+	a := enlist(t, r.URL(), busy, transport).source(t, "a", userSpec("https://as.test/token"))
+	ann := callerWith("ann", "1", time.Minute)
+	first := heldFor(t, a, ann)
+	settled(t, raw(t, r), 1)
+	rep := enlist(t, r.URL(), busy, transport)
+	b := rep.source(t, "a", userSpec("https://as.test/token"))
+	second := heldFor(t, b, ann)
+	if string(first.Authorization()) != string(second.Authorization()) || as.requests() != 1 || second.Expiry().After(ann.Expiry) {
+		t.Errorf("want the token of the other replica, without a request and not beyond the user's own; got %d requests, %s", as.requests(), second.Expiry().Sub(ann.Expiry))
+	}
+	for _, other := range []*Principal{callerWith("bob", "1", time.Minute), callerWith("ann", "2", time.Minute)} {
+		if string(heldFor(t, b, other).Authorization()) == string(first.Authorization()) {
+			t.Error("a token was handed to another user, or for another token of its own")
+		}
+	}
+	if as.requests() != 3 {
+		t.Errorf("want 3 requests, got %d", as.requests())
+	}
+	early := callerWith("ann", "1", 5*time.Second) // the same token, by a clock that is behind
+	if got := heldFor(t, enlist(t, r.URL(), busy, transport).source(t, "a", userSpec("https://as.test/token")), early); got.Expiry().After(early.Expiry) {
+		t.Error("want no token beyond the user's own")
+	}
+}
+
 // TestFleetReload: Share takes effect from the next fetch on, and nil goes on locally.
 func TestFleetReload(t *testing.T) {
 	r := startRedis(t, realredis.Config{})
