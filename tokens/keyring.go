@@ -161,7 +161,6 @@ func (r *ring) launch() {
 }
 
 // fly makes the fetch and lands its result.
-//
 func (r *ring) fly(flight chan struct{}) {
 	ctx, cancel := context.WithTimeout(r.v.ctx, r.v.deadline)
 	defer cancel()
