@@ -28,6 +28,7 @@ type user struct {
 	who    *Principal // nil once dropped; the entry's mu guards it
 	healed time.Time  // the last fetch for a 401; the entry's mu guards it
 	pause  time.Duration
+	filed  string // the fingerprint it is known by; the entry's mu guards it
 
 	// The shard's lock guards these.
 	used         time.Time
@@ -157,6 +158,7 @@ func (u *user) wipe() {
 	u.stopped = true
 	u.disarm()
 	u.current.Store(nil)
+	u.file(nil)
 }
 
 // UserBound reports whether each caller gets a token of its own: then CachedFor,
@@ -242,7 +244,13 @@ func (s *Source) ReplaceFor(ctx context.Context, mark string, rejected []byte) (
 	if u == nil || u.crowd != s.entry.crowd || !now.Before(u.until) {
 		return nil, subjectGone()
 	}
-	return u.replace(ctx, now, rejected, func(now time.Time) *Error {
+	return u.replace(ctx, now, rejected, s.healing(u))
+}
+
+// healing pays for a fetch that a user's 401 causes. The function is called with
+// the user's mu held.
+func (s *Source) healing(u *user) func(time.Time) *Error {
+	return func(now time.Time) *Error {
 		if err := u.heal(now); err != nil {
 			return err
 		}
@@ -251,7 +259,7 @@ func (s *Source) ReplaceFor(ctx context.Context, mark string, rejected []byte) (
 		}
 		u.healed = now
 		return nil
-	})
+	}
 }
 
 // shown reports whether there is a token to exchange.
