@@ -101,7 +101,7 @@ func TestFleetHolder(t *testing.T) {
 
 func startHolder(t *testing.T, r *realredis.Redis, as *tokenstest.Server) *exec.Cmd {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run", "^TestFleetHolder$", "-test.v") //nolint:gosec // G702: this very program
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run", "^TestFleetHolder$", "-test.v")
 	cmd.Env = append(os.Environ(), "FLEET_HOLDER_REDIS="+r.URL(), "FLEET_HOLDER_TOKEN_URL="+as.TokenURL())
 	out, err := cmd.StdoutPipe()
 	if err != nil {
