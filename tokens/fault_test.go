@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -151,6 +152,27 @@ func noSecret(t *testing.T, text string) {
 	t.Helper()
 	if (redactor{}).clean(text) != newRedactor(clientID, canary).clean(text) {
 		t.Errorf("the secret is in %q", text)
+	}
+}
+
+// TestT2_SwitchedProtocols: 101 hands over the bare connection, which the end of
+// a request's context does not close. The fetch must not wait on it for ever.
+func TestT2_SwitchedProtocols(t *testing.T) {
+	as := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Connection", "Upgrade")
+		w.Header().Set("Upgrade", "h2c")
+		w.WriteHeader(http.StatusSwitchingProtocols)
+		if conn, _, err := http.NewResponseController(w).Hijack(); err == nil {
+			t.Cleanup(func() { _ = conn.Close() })
+		}
+	}))
+	t.Cleanup(as.Close)
+	s := source(t, newCache(t, nil), "a", spec(as.URL))
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+	defer cancel()
+	_, err := s.Token(ctx)
+	if e := failed(t, err); e.Code != "http_101" || e.Kind != Refused {
+		t.Errorf("want http_101 at once, got %v", err)
 	}
 }
 
