@@ -131,7 +131,7 @@ func rejectedResponse(p *packed) *customv3.CustomResponse {
 	reason := policy.UpstreamRejected
 	reply := &localv3.LocalResponsePolicy{
 		StatusCode:           u32(uint32(reason.Status())), //nolint:gosec // a status has three digits
-		Body:                 inlineString(string(reason.Body())),
+		Body:                 inlineString(string(reason.Body(nil))),
 		ResponseHeadersToAdd: refusalHeaders(reason.String()),
 	}
 	is401 := &xdsmatcherv3.Matcher_MatcherList_Predicate{MatchType: &xdsmatcherv3.Matcher_MatcherList_Predicate_SinglePredicate_{

@@ -143,7 +143,7 @@ func noPolicy() *routev3.Route {
 		Match: &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: "/"}},
 		Action: &routev3.Route_DirectResponse{DirectResponse: &routev3.DirectResponseAction{
 			Status: uint32(reason.Status()), //nolint:gosec // a status has three digits
-			Body:   inlineString(string(reason.Body())),
+			Body:   inlineString(string(reason.Body(nil))),
 		}},
 		ResponseHeadersToAdd: refusalHeaders(reason.String()),
 	}

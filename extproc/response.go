@@ -73,7 +73,7 @@ func (x *exchange) refuse() {
 	}
 	x.out.mutation = m
 	x.describe()
-	x.out.immediate(reason.Status(), reason.Body(), "mcp_auth_"+reason.String())
+	x.out.immediate(reason.Status(), reason.Body(nil), "mcp_auth_"+reason.String())
 }
 
 // describe writes the decision as metadata, for the next attempt and the access log.
