@@ -11,13 +11,16 @@ VERSION ?= $(shell git describe --tags --always --dirty)
 
 # Both print where the program is, and install it first when need be.
 PARTS = ENVOY="$$(tools/install envoy)" && LITELLM="$$(tools/install litellm)" && MOTO="$$(tools/install moto)" && export ENVOY LITELLM MOTO
-GOTEST = $(PARTS) && $(TOOL) gotestsum --format pkgname -- -race -count=1 -timeout 20m -p $(P)
+PARTS += && CONFORMANCE="$$(tools/install conformance)" && export CONFORMANCE
+GOTESTSUM = $(TOOL) gotestsum --format pkgname -- -race -count=1 -timeout 20m -p $(P)
+GOTEST = $(PARTS) && $(GOTESTSUM)
 
 .DEFAULT_GOAL := help
+.PHONY: e2e-keycloak conformance
 .PHONY: help build test lint fmt check generated e2e demo bench fuzz vuln golden generate deps relock clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' Makefile
 
 build: ## Build bin/envoy-mcp-auth
 	go build -trimpath -ldflags "-X main.version=$(VERSION)" -o bin/ ./cmd/...
@@ -27,6 +30,14 @@ test: ## Run every test with the race detector, the real Envoy and the real Lite
 
 e2e: ## Run only the packages that start the real parts
 	@$(GOTEST) $(E2E)
+
+e2e-keycloak: ## Run the tests against the real Keycloak (needs Maven and Java 17; the first run takes 3 minutes)
+	@ENVOY="$$(tools/install envoy)" && KEYCLOAK="$$(tools/install keycloak)" && export ENVOY KEYCLOAK && \
+		$(GOTESTSUM) ./envoy/e2e/keycloak
+
+conformance: ## Run the MCP conformance suite directly and through the proxy, and compare
+	@ENVOY="$$(tools/install envoy)" && CONFORMANCE="$$(tools/install conformance)" && export ENVOY CONFORMANCE && \
+		$(GOTESTSUM) ./envoy/e2e/conformance
 
 lint: ## Run golangci-lint (the first run builds it: about 2 minutes)
 	$(TOOL) golangci-lint run
@@ -62,6 +73,7 @@ deps: ## Install the real Envoy and LiteLLM into .cache/
 	@tools/install envoy
 	@tools/install litellm
 	@tools/install moto
+	@tools/install conformance
 
 relock: ## Write the locks of the real parts anew from tools/versions.env
 	tools/relock

@@ -6,19 +6,21 @@ import (
 	"strings"
 )
 
-// Authorize says who calls, and must follow a Screen of the same request. Any
-// one of the upstream's callers may match; kinds are tried in the order any,
-// key, mTLS, and within a kind the first listed wins.
+// Authorize says who calls without a token, and must follow a Screen of the same
+// request. Any one of the upstream's callers may match; kinds are tried in the
+// order key, mTLS, any, so that a proof counts for what it proves, and within a
+// kind the first listed wins.
+//
+// A request with a token is CallerInvalid here: it is judged by its token alone,
+// which TokenOf returns, and never by a weaker proof.
 //
 // An upstream without callers refuses everybody. The refusal is CallerInvalid
 // when the request offered a key, an empty one included, and CallerUnknown when
 // it offered none: a certificate of somebody else proves a name, only not one
 // that is listed here.
 func (u *Upstream) Authorize(r *Request, sc *Screening) (*Caller, Reason) {
-	for _, c := range u.Callers {
-		if c.Any {
-			return c, Allowed
-		}
+	if _, token, why := u.TokenOf(sc); token != nil || why != Allowed {
+		return nil, CallerInvalid
 	}
 	if sc.Key != nil {
 		if c := u.byKey(sc.Key); c != nil {
@@ -27,6 +29,11 @@ func (u *Upstream) Authorize(r *Request, sc *Screening) (*Caller, Reason) {
 	}
 	for _, c := range u.Callers {
 		if c.hasSAN(r) {
+			return c, Allowed
+		}
+	}
+	for _, c := range u.Callers {
+		if c.Any {
 			return c, Allowed
 		}
 	}

@@ -40,8 +40,10 @@ func TestAuthorize(t *testing.T) {
 		{"a caller of no kind, an empty key", []*Caller{{Name: "x"}}, []byte{}, "", "", "", CallerInvalid},
 
 		{"any", []*Caller{anyone}, nil, "", "", "anyone", Allowed},
-		{"any, last in the list", []*Caller{ci, litellm, anyone}, nil, "", "", "anyone", Allowed},
+		{"any, beside others", []*Caller{ci, litellm, anyone}, nil, "", "", "anyone", Allowed},
 		{"any, beside a wrong key", []*Caller{ci, anyone}, []byte("wrong"), "", "", "anyone", Allowed},
+		{"any, first in the list and a right key", []*Caller{anyone, ci}, []byte("new"), "", "", "ci", Allowed},
+		{"any, first in the list and a right certificate", []*Caller{anyone, litellm}, nil, "spiffe://company/litellm", "", "litellm", Allowed},
 
 		{"key", []*Caller{ci}, []byte("new"), "", "", "ci", Allowed},
 		{"key, the other while rotating", []*Caller{ci}, []byte("old"), "", "", "ci", Allowed},

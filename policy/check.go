@@ -23,6 +23,9 @@ func (c *checker) file() {
 	c.server()
 	c.envoy()
 	c.stores()
+	if c.f.SharedCache != nil {
+		c.sharedCache("shared_cache", c.f.SharedCache)
+	}
 	for _, name := range slices.Sorted(maps.Keys(c.f.Callers)) {
 		c.caller(name)
 	}

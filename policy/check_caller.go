@@ -14,9 +14,16 @@ func (c *checker) caller(name string) {
 		return
 	}
 	spec := c.f.Callers[name]
-	c.exactlyOne(path, "any", "key", "mtls")
+	c.exactlyOne(path, "any", "key", "mtls", "jwt")
 	if p := path + ".any"; c.good(p) && !spec.Any {
 		c.fault(p, "want true, got false; remove this caller, since one that admits nobody is not needed")
+	}
+	c.each(path+".scopes", spec.Scopes, c.scope)
+	if spec.JWT != nil && c.good(path+".jwt") {
+		c.jwt(path+".jwt", spec.JWT)
+	}
+	if p := path + ".scopes"; spec.JWT != nil && c.good(p) {
+		c.fault(p, "this is for callers without a token, and its scopes come from its token; remove it, or see jwt.require_scopes")
 	}
 	if p := path + ".key.sha256"; spec.Key != nil && c.good(p) {
 		c.some(p, len(spec.Key.SHA256))

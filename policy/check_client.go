@@ -30,7 +30,9 @@ func (c *checker) clientAuth(path string, spec *OAuth2Spec) {
 	if c.has(path+".auth_method") && !c.good(path+".auth_method") {
 		return
 	}
-	c.grant(path, spec, m)
+	if id := path + ".client_id"; !c.has(id) && m != NoClientAuth {
+		c.fault(id, "want a value, got nothing; add this key")
+	}
 	if spec.AuthMethod == "" && m != NoClientAuth && !c.anyOf(path, "client_secret", "private_key", "certificate") {
 		c.fault(path+".client_secret", "want a client_secret, a private_key or a certificate, got none; add the one that this client is registered with")
 		return
@@ -41,20 +43,6 @@ func (c *checker) clientAuth(path string, spec *OAuth2Spec) {
 	}
 	if p := path + ".client_id"; c.good(p) && spec.BasicEncoding == "raw" && strings.Contains(spec.ClientID, ":") {
 		c.fault(p, "want no colon with basic_encoding: raw, where it would end the id; use client_secret_post, or basic_encoding: form")
-	}
-}
-
-// grant checks what the grant needs: the assertion, and who shows it.
-func (c *checker) grant(path string, spec *OAuth2Spec, m AuthMethod) {
-	id, assertion, bearer := path+".client_id", path+".assertion", spec.Grant == string(JWTBearer)
-	if !c.has(id) && m != NoClientAuth {
-		c.fault(id, "want a value, got nothing; add this key")
-	}
-	switch {
-	case bearer && !c.has(assertion):
-		c.fault(assertion, "want the file of the JWT that jwt_bearer shows, got nothing; add {file: PATH}")
-	case !bearer && c.good(assertion):
-		c.fault(assertion, "this is for the grant jwt_bearer; remove it, or add grant: jwt_bearer")
 	}
 }
 

@@ -39,6 +39,7 @@ func (c *checker) fixedHeader(path, name string, seen map[string]bool) {
 
 func (c *checker) oauth2(path string, spec *OAuth2Spec) {
 	c.tokenServer(path, spec)
+	c.grant(path, spec)
 	c.clientAuth(path, spec)
 	for _, p := range []struct{ path, value string }{
 		{path + ".client_id", spec.ClientID},
@@ -50,11 +51,7 @@ func (c *checker) oauth2(path string, spec *OAuth2Spec) {
 			c.fault(p.path, "want text without control characters; remove line breaks and tabs")
 		}
 	}
-	c.each(path+".scopes", spec.Scopes, func(path, scope string) {
-		if !isScope(scope) {
-			c.fault(path, "want one scope of visible ASCII without \" and \\ (RFC 6749 §3.3), got %s; write several as a list", c.got(path))
-		}
-	})
+	c.each(path+".scopes", spec.Scopes, c.scope)
 	if p := path + ".resource"; c.good(p) && !spec.Resource.Off {
 		u, err := url.Parse(spec.Resource.Value)
 		if err != nil || !u.IsAbs() || !isVisible(spec.Resource.Value) || strings.Contains(spec.Resource.Value, "#") || u.User != nil {
@@ -84,6 +81,12 @@ func (c *checker) tokenServer(path string, spec *OAuth2Spec) {
 	}
 }
 
+func (c *checker) scope(path, scope string) {
+	if !isScope(scope) {
+		c.fault(path, "want one scope of visible ASCII without \" and \\ (RFC 6749 §3.3), got %s; write several as a list", c.got(path))
+	}
+}
+
 // isScope is scope-token of RFC 6749 §3.3 (rule A6).
 func isScope(s string) bool {
 	return s != "" && isVisible(s) && !strings.ContainsAny(s, `"\`)
@@ -93,10 +96,10 @@ func isScope(s string) bool {
 // twice is an error at one server and a way in at another (RFC 6749 §3.2).
 func isReservedParam(name string) bool {
 	switch name {
-	case "grant_type", "assertion", "client_id", "client_secret", "scope", "resource", "audience", "":
+	case "grant_type", "assertion", "requested_token_type", "client_id", "client_secret", "scope", "resource", "audience", "":
 		return true
 	}
-	return strings.HasPrefix(name, "client_assertion")
+	return strings.HasPrefix(name, "client_assertion") || strings.HasPrefix(name, "subject_token") || strings.HasPrefix(name, "actor_token")
 }
 
 func paramHint(name string) string {

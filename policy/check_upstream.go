@@ -42,12 +42,16 @@ func (c *checker) lends(path string, up *UpstreamSpec) {
 	if p := path + ".stale_grace"; c.good(p) && credential != nil && credential.OAuth2 == nil {
 		c.fault(p, "this is about access tokens, and the upstream is lent none; remove it")
 	}
+	c.userBound(path, up, credential)
 	headers, at := up.Headers, path+".headers.pass"
 	if headers == nil {
 		headers, at = c.f.Defaults.Headers, path
 	}
 	if headers != nil && len(headers.Pass) > 0 && credential != nil && !credential.None {
 		c.fault(at, "headers.pass lets the caller's own secrets go on, and this upstream is lent a credential; keep one: remove pass, or write credential: none")
+	}
+	if headers != nil {
+		c.passesToken(at, headers.Pass, up)
 	}
 }
 

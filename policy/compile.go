@@ -16,14 +16,15 @@ func (c *checker) compile() *Set {
 		Stores:   c.compileStores(),
 		Warnings: c.warnings.inLineOrder(),
 	}
+	s.SharedCache = c.compileSharedCache()
 	callers := make(map[string]*Caller, len(c.f.Callers))
 	for _, name := range slices.Sorted(maps.Keys(c.f.Callers)) {
-		callers[name] = compileCaller(name, c.f.Callers[name])
+		callers[name] = c.compileCaller(name)
 		s.Callers = append(s.Callers, callers[name])
 	}
 	s.Upstreams = make([]*Upstream, 0, len(c.f.Upstreams))
 	for _, name := range slices.Sorted(maps.Keys(c.f.Upstreams)) {
-		s.Upstreams = append(s.Upstreams, c.compileUpstream(name, callers))
+		s.Upstreams = append(s.Upstreams, c.compileUpstream(name, callers, tokenHeaders(s.Callers)))
 	}
 	return s
 }
@@ -71,8 +72,12 @@ func (c *checker) compileTLS(spec *TLSSpec) *TLSSpec {
 	}
 }
 
-func compileCaller(name string, spec CallerSpec) *Caller {
-	caller := &Caller{Name: name, Any: spec.Any}
+func (c *checker) compileCaller(name string) *Caller {
+	spec := c.f.Callers[name]
+	caller := &Caller{Name: name, Any: spec.Any, Scopes: spec.Scopes}
+	if spec.JWT != nil {
+		caller.JWT = c.compileJWT(spec.JWT)
+	}
 	if spec.Key != nil {
 		for _, sum := range spec.Key.SHA256 {
 			raw, _ := hex.DecodeString(sum) // checked by keySum
@@ -85,7 +90,9 @@ func compileCaller(name string, spec CallerSpec) *Caller {
 	return caller
 }
 
-func (c *checker) compileUpstream(name string, callers map[string]*Caller) *Upstream {
+// compileUpstream is handed all callers, and the headers in which any of them has
+// a token.
+func (c *checker) compileUpstream(name string, callers map[string]*Caller, secret []string) *Upstream {
 	spec := c.f.Upstreams[name]
 	up := &Upstream{
 		Name:     name,
@@ -93,6 +100,7 @@ func (c *checker) compileUpstream(name string, callers map[string]*Caller) *Upst
 		Resource: canonical(spec.URL),
 		CA:       c.resolve(spec.CA),
 		Cluster:  name,
+		Discover: spec.Discover,
 	}
 	if e := spec.Envoy; e != nil {
 		up.Route, up.Listen = e.Route, e.Listen
@@ -103,6 +111,7 @@ func (c *checker) compileUpstream(name string, callers map[string]*Caller) *Upst
 	for _, caller := range c.callersOf(&spec) {
 		up.Callers = append(up.Callers, callers[caller])
 	}
+	up.bearers = bearers(up.Callers)
 	up.Credential = c.compileCredential(or(spec.Credential, c.f.Defaults.Credential), up.Resource)
 	if up.Credential.OAuth2 != nil {
 		up.Credential.OAuth2.StaleGrace = time.Duration(spec.StaleGrace)
@@ -118,7 +127,7 @@ func (c *checker) compileUpstream(name string, callers map[string]*Caller) *Upst
 	if b := or(spec.Headers, c.f.Defaults.Headers); b != nil {
 		headers = *b
 	}
-	up.Headers = NewHeaderRule(headers, up.Credential)
+	up.Headers = NewHeaderRule(headers, up.Credential, secret...)
 	if b := or(spec.Origins, c.f.Defaults.Origins); b != nil {
 		up.Origins = b.Allow
 	}
@@ -144,6 +153,7 @@ func (c *checker) compileOAuth2(o *OAuth2Spec, resource string) *OAuth2 {
 		AllowPlaintext:    o.AllowPlaintext,
 		AllowPrivate:      o.AllowPrivate,
 		Grant:             Grant(o.Grant),
+		SubjectCaller:     o.userBound(),
 		CA:                c.resolve(o.CA),
 		ClientID:          o.ClientID,
 		ClientSecret:      o.ClientSecret.Ref,
@@ -175,5 +185,19 @@ func (c *checker) compileOAuth2(o *OAuth2Spec, resource string) *OAuth2 {
 	for _, name := range slices.Sorted(maps.Keys(o.Params)) {
 		lent.Params = append(lent.Params, Param{name, o.Params[name]})
 	}
+	if o.IDP != nil {
+		lent.IDP = c.compileIDP(o.IDP, lent)
+	}
 	return lent
+}
+
+// compileIDP is the client at the identity provider, which asks there for what
+// the assertion shall be good for: the outer client's scopes and resource.
+func (c *checker) compileIDP(spec *IDPSpec, outer *OAuth2) *OAuth2 {
+	idp := c.compileOAuth2(spec.client(), outer.Resource)
+	idp.Scopes, idp.DefaultLifetime, idp.MaxLifetime = outer.Scopes, outer.DefaultLifetime, outer.MaxLifetime
+	if idp.Audience == "" {
+		idp.Audience = outer.Issuer
+	}
+	return idp
 }

@@ -15,6 +15,8 @@ type File struct {
 	Envoy EnvoySpec `yaml:"envoy"`
 	// SecretStores says how the stores are reached that secrets are read from. Needed for `{vault: …}` and `{aws: …}`.
 	SecretStores SecretStoresSpec `yaml:"secret_stores"`
+	// SharedCache is where replicas share tokens. Left out, each process fetches its own.
+	SharedCache *SharedCacheSpec `yaml:"shared_cache"`
 	// Defaults holds the blocks that an upstream inherits when it does not set them itself.
 	Defaults DefaultsSpec `yaml:"defaults"`
 	// Callers names who may call, and how each one proves it.
@@ -79,28 +81,6 @@ type DefaultsSpec struct {
 	Origins *OriginsSpec `yaml:"origins"`
 }
 
-// CallerSpec says how one caller proves who it is: exactly one of the kinds.
-type CallerSpec struct {
-	// Any admits everybody. It must be said in words: `any: true`.
-	Any bool `yaml:"any"`
-	// Key admits requests with the right x-mcp-auth-key header.
-	Key *KeySpec `yaml:"key"`
-	// MTLS admits requests that came over TLS with a client certificate that Envoy verified.
-	MTLS *MTLSSpec `yaml:"mtls"`
-}
-
-// KeySpec is a caller that sends a key.
-type KeySpec struct {
-	// SHA256 is the lower-case hex SHA-256 of the header's value: one, or a list while a key is being rotated.
-	SHA256 StringList `yaml:"sha256" required:"true"`
-}
-
-// MTLSSpec is a caller with a client certificate.
-type MTLSSpec struct {
-	// SAN lists the accepted subject alternative names: URIs such as spiffe://company/litellm, or DNS names. They are compared exactly.
-	SAN StringList `yaml:"san" required:"true"`
-}
-
 // UpstreamSpec is one upstream.
 type UpstreamSpec struct {
 	// URL is what Envoy connects to. Its canonical form is the RFC 8707 resource of the token request.
@@ -123,6 +103,8 @@ type UpstreamSpec struct {
 	RetryOn401 *bool `yaml:"retry_on_401" default:"true"`
 	// StaleGrace is how long an expired access token goes on being lent while the token endpoint cannot be reached, until the upstream refuses it. Left out, not at all.
 	StaleGrace Duration `yaml:"stale_grace"`
+	// Discover reads the upstream's protected resource metadata (RFC 9728) in the background and compares its resource and authorization servers with this file. What differs is reported; it decides nothing.
+	Discover bool `yaml:"discover"`
 	// Envoy says how an Envoy that you already run names this upstream, or gives it a listener of its own.
 	Envoy *UpstreamEnvoySpec `yaml:"envoy"`
 }
@@ -145,56 +127,6 @@ type CredentialSpec struct {
 	OAuth2 *OAuth2Spec `yaml:"oauth2"`
 	// Header lends fixed headers: name to secret, such as `authorization: "Bearer ${KEY}"`.
 	Header map[string]SecretSpec `yaml:"header"`
-}
-
-// OAuth2Spec is an OAuth 2 client (RFC 6749 §4.4 and RFC 7523 §2.1).
-type OAuth2Spec struct {
-	// TokenURL is the token endpoint. Write it, or `issuer`.
-	TokenURL string `yaml:"token_url"`
-	// Issuer is the authorization server's issuer identifier, exactly as the server writes it. Its metadata (RFC 8414 or OpenID Connect Discovery) then names the token endpoint; the credential goes to no other issuer.
-	Issuer string `yaml:"issuer"`
-	// AllowPlaintext permits an http token_url or issuer that is not loopback, and an http endpoint in the issuer's metadata.
-	AllowPlaintext bool `yaml:"allow_plaintext"`
-	// AllowPrivate permits a token endpoint that the metadata puts on another host than the issuer's, at a private or loopback address. A proxy at such an address needs it too.
-	AllowPrivate bool `yaml:"allow_private"`
-	// Grant is what tokens are asked for with: the client's own credentials (`client_credentials`), or the JWT of `assertion` (`jwt_bearer`, RFC 7523 §2.1), such as the workload identity of a platform.
-	Grant string `yaml:"grant" default:"client_credentials" enum:"client_credentials,jwt_bearer"`
-	// Assertion is the file of the JWT that `jwt_bearer` shows. It is read at every token request.
-	Assertion *PathSpec `yaml:"assertion"`
-	// ClientID is the client's identifier. Only `jwt_bearer` can do without, and without a secret or key of the client.
-	ClientID string `yaml:"client_id"`
-	// ClientSecret is the client's secret, for the client_secret methods: `${NAME}`, {env: NAME} or {file: PATH}. Never the secret itself.
-	ClientSecret SecretSpec `yaml:"client_secret"`
-	// PrivateKey is the key that signs the assertions of `private_key_jwt`, or the key of `certificate`: PEM (PKCS #8, PKCS #1 or SEC 1) or a JWK, named as a client_secret is, and read again at every token request. In a variable, the line breaks of PEM may be written \n.
-	PrivateKey SecretSpec `yaml:"private_key"`
-	// KeyID is the `kid` of the assertions. Left out, the one of a JWK, else none.
-	KeyID string `yaml:"key_id"`
-	// SigningAlgorithm signs the assertions. Left out, it follows from the key: RS256, ES256 or EdDSA.
-	SigningAlgorithm string `yaml:"signing_algorithm" enum:"RS256,PS256,ES256,EdDSA"`
-	// AssertionAudience is the sole `aud` of the assertions: the authorization server's issuer. Left out, `issuer`; with `token_url` it must be given.
-	AssertionAudience string `yaml:"assertion_audience"`
-	// AssertionTyp puts `typ: client-authentication+jwt` on the assertions. Set it to false for servers that refuse it.
-	AssertionTyp *bool `yaml:"assertion_typ" default:"true"`
-	// Certificate is the client certificate of the TLS methods, a PEM chain read again when it changes.
-	Certificate *PathSpec `yaml:"certificate"`
-	// AuthMethod says how the client authenticates. Left out, it follows from what the client has: a `certificate` means tls_client_auth, a `private_key` private_key_jwt, a `client_secret` client_secret_basic. With `issuer`, the server's metadata chooses among what the client has: private_key_jwt, client_secret_basic, client_secret_post, in this order.
-	AuthMethod string `yaml:"auth_method" enum:"client_secret_basic,client_secret_post,private_key_jwt,tls_client_auth,self_signed_tls_client_auth"`
-	// BasicEncoding says how client_secret_basic writes id and secret: form-encoded as RFC 6749 §2.3.1 demands (`form`), or as they are (`raw`), for servers that do not decode.
-	BasicEncoding string `yaml:"basic_encoding" default:"form" enum:"form,raw"`
-	// CA is the path of a PEM file with the authorities that sign the token endpoint's certificate. Left out, the system's.
-	CA string `yaml:"ca"`
-	// Scopes are requested in this order.
-	Scopes []string `yaml:"scopes"`
-	// Resource is the RFC 8707 resource. Left out, the upstream's canonical url; `false` sends none, for servers that refuse it.
-	Resource StringOrFalse `yaml:"resource"`
-	// Audience is sent as the `audience` parameter some servers want.
-	Audience string `yaml:"audience"`
-	// Params are further parameters of the token request. They may not repeat a parameter that has a key of its own here.
-	Params map[string]string `yaml:"params"`
-	// DefaultLifetime is the life of a token whose answer has no expires_in.
-	DefaultLifetime Duration `yaml:"default_lifetime" default:"5m"`
-	// MaxLifetime caps the life of every token.
-	MaxLifetime Duration `yaml:"max_lifetime" default:"24h"`
 }
 
 // PathSpec is a file that holds no secret.
@@ -349,6 +281,24 @@ type GCPStoreSpec struct {
 	AllowPlaintext bool `yaml:"allow_plaintext"`
 	// Credentials is the JSON key of a service account.
 	Credentials *SecretSpec `yaml:"credentials"`
+}
+
+// SharedCacheSpec is the `shared_cache` block: a Redis or Valkey server through which replicas lend one token. What is stored there is encrypted. While it cannot be reached, each replica goes on alone.
+type SharedCacheSpec struct {
+	// Redis is the server: rediss://HOST:PORT/DB, redis://HOST:PORT/DB or unix:///PATH. Without user and password, which have keys of their own.
+	Redis string `yaml:"redis" required:"true"`
+	// AllowPlaintext permits a redis:// server that is not loopback.
+	AllowPlaintext bool `yaml:"allow_plaintext"`
+	// Username is the user to log in as. Left out, the server's default one.
+	Username string `yaml:"username"`
+	// Password is the user's password.
+	Password SecretSpec `yaml:"password"`
+	// CA is the path of a PEM file with the authorities that sign the certificate of a rediss:// server. Left out, the system's.
+	CA string `yaml:"ca"`
+	// Key encrypts what is stored: at least 32 characters, the same for every replica, and nobody else's.
+	Key SecretSpec `yaml:"key" required:"true"`
+	// Prefix starts the names of what is stored. Replicas share tokens when it is the same.
+	Prefix string `yaml:"prefix" default:"envoy-mcp-auth"`
 }
 
 // StringList is a string or a list of strings.

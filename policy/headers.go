@@ -29,6 +29,8 @@ type HeaderRule struct {
 	set []string
 	// pass are secrets of the caller that may go on.
 	pass []string
+	// tokens are the headers in which a caller of any upstream has a token.
+	tokens []string
 	// always is what Always returns, with the exact names of `remove` in it;
 	// remove holds the patterns, without the trailing *.
 	always []string
@@ -44,8 +46,10 @@ type pattern struct {
 
 // NewHeaderRule compiles a checked block. It needs the credential because the
 // headers of the credential overwrite the caller's, whatever the block says.
-func NewHeaderRule(spec HeadersSpec, credential Credential) HeaderRule {
-	h := HeaderRule{pass: slices.Clone(spec.Pass)}
+// What is in one of the headers named last, in lower case, is as secret as what
+// is in x-mcp-auth-key: those in which callers have tokens.
+func NewHeaderRule(spec HeadersSpec, credential Credential, tokens ...string) HeaderRule {
+	h := HeaderRule{pass: slices.Clone(spec.Pass), tokens: tokens}
 	if credential.OAuth2 != nil {
 		h.set = append(h.set, "authorization")
 	}
@@ -90,6 +94,11 @@ func (h *HeaderRule) blind(exact []string) []string {
 			out = append(out, name)
 		}
 	}
+	for _, name := range h.tokens {
+		if !h.ours(name) && !listed(h.pass, name) && !listed(out, name) {
+			out = append(out, name)
+		}
+	}
 	for _, name := range exact {
 		if !h.ours(name) && !listed(out, name) {
 			out = append(out, name)
@@ -128,6 +137,12 @@ func (h *HeaderRule) NeedsAll() bool {
 // secret which decides nothing does not travel here.
 func (u *Upstream) Inspected() (names, prefixes []string, all bool) {
 	names = []string{"authorization", "cookie", keyHeader, "origin", "x-envoy-attempt-count", "x-request-id"}
+	for i := range u.bearers {
+		names = append(names, u.bearers[i].header)
+	}
+	if len(u.bearers) > 0 {
+		names = append(names, pathHeader)
+	}
 	return sorted(names), u.Headers.prefixes(), u.Headers.NeedsAll()
 }
 
@@ -146,12 +161,29 @@ func (h *HeaderRule) prefixes() []string {
 		"api_", "ocp-apim-subscription_", "ocp-apim_", "ocp_", "proxy_",
 		"x-api_", "x-goog-api_", "x-goog_", "x-litellm-api_", "x-litellm_", "x-mcp", "x_",
 	}
+	for _, name := range h.tokens {
+		if listed(h.always, name) {
+			out = append(out, hidingPlaces(name)...)
+		}
+	}
 	for _, prefix := range h.remove {
 		if prefix != "" {
 			out = append(out, prefix)
 		}
 	}
 	return sorted(out)
+}
+
+// hidingPlaces returns the prefixes of all spellings of a name with an underscore
+// for a hyphen.
+func hidingPlaces(name string) []string {
+	var out []string
+	for i := range len(name) {
+		if name[i] == '-' {
+			out = append(out, name[:i]+"_")
+		}
+	}
+	return out
 }
 
 func sorted(names []string) []string {
@@ -168,7 +200,7 @@ func (h *HeaderRule) drops(name string) bool {
 		return false
 	case listed(h.pass, name):
 		return h.removes(name)
-	case denied(name), h.removes(name):
+	case denied(name), h.isToken(name), h.removes(name):
 		return true
 	}
 	return len(h.allow) > 0 && !needed(name) && !h.allows(name)
@@ -194,6 +226,16 @@ func denied(name string) bool {
 	}
 	for _, secret := range secretHeaders() {
 		if equal(name, secret, loose) {
+			return true
+		}
+	}
+	return false
+}
+
+// isToken reports whether callers have tokens in the header, in any spelling.
+func (h *HeaderRule) isToken(name string) bool {
+	for _, token := range h.tokens {
+		if equal(name, token, loose) {
 			return true
 		}
 	}

@@ -20,6 +20,8 @@ const (
 	CallerUnknown
 	// CallerInvalid: the request offers a proof that does not hold.
 	CallerInvalid
+	// IssuerUnavailable: the keys of the caller's issuer cannot be had.
+	IssuerUnavailable
 	// ToolDenied: no rule lets this caller use the tool.
 	ToolDenied
 	// ScopeMissing: the rule of the tool demands scopes that the caller lacks.
@@ -62,9 +64,11 @@ func (r Reason) row() outcome { //nolint:cyclop // one row for each reason
 	case OriginDenied:
 		return outcome{"origin_denied", 403, "The Origin of this request is not allowed. List it under origins.allow of the upstream, or call without a browser."}
 	case CallerUnknown:
-		return outcome{"caller_unknown", 403, "The caller is not known to this upstream. Present the client certificate or the x-mcp-auth-key that the policy names."}
+		return outcome{"caller_unknown", 403, "The caller is not known to this upstream. Present the client certificate, the x-mcp-auth-key or the access token that its policy asks for."}
 	case CallerInvalid:
-		return outcome{"caller_invalid", 403, "The caller's credential is not valid. Check the x-mcp-auth-key against the policy."}
+		return outcome{"caller_invalid", 403, "The caller's credential is not valid. Check the x-mcp-auth-key or the access token against the policy."}
+	case IssuerUnavailable:
+		return outcome{"issuer_unavailable", 503, "The keys of the issuer of the caller's token cannot be had, so the token cannot be verified. Try again later."}
 	case ToolDenied:
 		return outcome{"tool_denied", 403, "No rule lets this caller use this tool, prompt or resource. Its operator can add one under tools.rules of the upstream."}
 	case ScopeMissing:
@@ -91,7 +95,8 @@ func (r Reason) row() outcome { //nolint:cyclop // one row for each reason
 // String returns the reason word, such as "no_policy".
 func (r Reason) String() string { return r.row().word }
 
-// Status returns the HTTP status the caller gets, 200 for Allowed.
+// Status returns the HTTP status the caller gets, 200 for Allowed. Where callers
+// have tokens, Upstream.Status differs.
 func (r Reason) Status() int { return r.row().status }
 
 // Text returns the fixed sentence the caller gets. It never holds anything of

@@ -25,8 +25,10 @@ func TestReasonTable(t *testing.T) {
 		BodyTooLarge:     {"body_too_large", 413},
 		SessionMismatch:  {"session_mismatch", 403},
 		TokenUnavailable: {"token_unavailable", 503},
-		TokenRefused:     {"token_refused", 502},
-		UpstreamRejected: {"upstream_rejected", 502},
+
+		IssuerUnavailable: {"issuer_unavailable", 503},
+		TokenRefused:      {"token_refused", 502},
+		UpstreamRejected:  {"upstream_rejected", 502},
 	}
 	for r := range reasonCount {
 		w, ok := want[r]

@@ -30,6 +30,9 @@ type Screening struct {
 	Authorization []byte
 	// Key is the value of x-mcp-auth-key; nil when absent.
 	Key []byte
+	// Bearers are the values of the headers in which callers of the upstream
+	// have tokens, nil when absent: see Upstream.TokenOf.
+	Bearers [][]byte
 	// Cookies are the values of all cookie headers, in order.
 	Cookies [][]byte
 	// Remove are the names of headers seen that must not go on, without those

@@ -17,15 +17,16 @@ const maxAttempt = 1000
 // `X,Y`, so a comma counts as a second one where a value cannot hold any. Where
 // a header decides nothing at this upstream, its duplicates are only dropped.
 func (u *Upstream) Screen(r *Request, sc *Screening) Reason {
-	sc.reset()
+	sc.reset(len(u.bearers))
 	var n tally
 	for i := range r.Headers {
 		n.take(&r.Headers[i], sc)
+		u.takeBearer(&r.Headers[i], &n, sc)
 		if u.Headers.drops(r.Headers[i].Name) {
 			sc.Remove = append(sc.Remove, r.Headers[i].Name)
 		}
 	}
-	if n.malformed || n.origins > 1 || u.doubtfulKey(&n, sc) || u.doubtfulAuthorization(&n, sc) {
+	if n.malformed || n.origins > 1 || n.bearers > 1 || u.doubtfulKey(&n, sc) || u.doubtfulAuthorization(&n, sc) {
 		return BadRequest
 	}
 	if n.origins == 1 && !u.admitsOrigin(n.origin) {
@@ -35,17 +36,19 @@ func (u *Upstream) Screen(r *Request, sc *Screening) Reason {
 }
 
 // reset empties sc and keeps its space, without keeping the last request alive.
-func (sc *Screening) reset() {
+func (sc *Screening) reset(bearers int) {
 	clear(sc.Cookies)
 	clear(sc.Remove)
-	*sc = Screening{Attempt: 1, Cookies: sc.Cookies[:0], Remove: sc.Remove[:0]}
+	clear(sc.Bearers)
+	sc.Bearers = slices.Grow(sc.Bearers[:0], bearers)[:bearers]
+	*sc = Screening{Attempt: 1, Cookies: sc.Cookies[:0], Remove: sc.Remove[:0], Bearers: sc.Bearers}
 }
 
 // tally counts the headers that may come once.
 type tally struct {
-	attempts, keys, authorizations, origins int
-	origin                                  []byte
-	malformed                               bool
+	attempts, keys, authorizations, origins, bearers int
+	origin                                           []byte
+	malformed                                        bool
 }
 
 // take notes one header. Of duplicates, the first value is kept.
@@ -68,7 +71,7 @@ func (n *tally) take(h *Header, sc *Screening) {
 	case equal(h.Name, "x-envoy-attempt-count", strict):
 		n.attempts++
 		attempt, ok := parseAttempt(h.Value)
-		n.malformed = !ok || n.attempts > 1
+		n.malformed = n.malformed || !ok || n.attempts > 1
 		sc.Attempt = attempt
 	}
 }

@@ -73,6 +73,8 @@ type Upstream struct {
 	// Discover compares the upstream's protected resource metadata (RFC 9728)
 	// with this policy. It changes nothing that is decided.
 	Discover bool
+
+	bearers []bearer // the headers in which its callers have tokens
 }
 
 // Credential is what an upstream is lent: OAuth2, or Headers, or nothing.

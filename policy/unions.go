@@ -82,9 +82,20 @@ func (d *decoder) exactlyOne(path string, keys ...string) {
 	switch {
 	case len(got) > 1:
 		d.fault(path, "want exactly one of %s, got %s; keep one", choice(keys), strings.Join(got, " and "))
-	case len(got) == 0 && len(d.at[path].node.Content) == 0: // else an unknown key is the fault
+	case len(got) == 0 && !d.faulty(path): // else an unknown key is the fault
 		d.fault(path, "want exactly one of %s, got none of them; add one", choice(keys))
 	}
+}
+
+// faulty reports whether a key of the mapping at path has a fault.
+func (d *decoder) faulty(path string) bool {
+	n := d.at[path].node
+	for i := 0; i < len(n.Content) && n.Kind == yaml.MappingNode; i += 2 {
+		if m, ok := d.at[join(path, n.Content[i].Value)]; !ok || m.bad {
+			return true
+		}
+	}
+	return false
 }
 
 const byReference = "write ${NAME}, {env: NAME} or {file: PATH}"
@@ -123,11 +134,14 @@ func (s *SecretSpec) decode(d *decoder, n *yaml.Node, path string) {
 // A private key and a key file of Google's never do, and have lines.
 func (d *decoder) printable(path, value string) {
 	key := strings.TrimSuffix(path, ".env")
-	if strings.HasSuffix(key, ".oauth2.private_key") || key == "secret_stores.gcp.credentials" {
+	if strings.HasSuffix(key, ".oauth2.private_key") || strings.HasSuffix(key, ".oauth2.idp.private_key") || key == "secret_stores.gcp.credentials" {
 		return
 	}
 	if strings.ContainsFunc(value, func(r rune) bool { return r < ' ' || r == 0x7f }) {
 		d.fault(path, "the secret holds a control character such as a line break (not shown); store it without")
+	}
+	if key == "shared_cache.key" && len(value) < minCacheKey {
+		d.fault(path, "want at least %d characters, got fewer (not shown); make one with: openssl rand -base64 32", minCacheKey)
 	}
 }
 

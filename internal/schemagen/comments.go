@@ -12,14 +12,23 @@ import (
 // comments maps "Type" and "Type.Field" to what the source says about it.
 type comments map[string]string
 
-// readComments reads the comments of every type and field in a Go file. One
+// readComments reads the comments of every type and field in Go files. One
 // that is missing is an error: the comment is the documentation.
-func readComments(file string) (comments, error) {
-	parsed, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.ParseComments)
-	if err != nil {
-		return nil, err
-	}
+func readComments(files []string) (comments, error) {
 	words := comments{}
+	for _, file := range files {
+		parsed, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.ParseComments)
+		if err != nil {
+			return nil, err
+		}
+		if err := words.types(parsed); err != nil {
+			return nil, err
+		}
+	}
+	return words, nil
+}
+
+func (c comments) types(parsed *ast.File) error {
 	for _, decl := range parsed.Decls {
 		group, ok := decl.(*ast.GenDecl)
 		if !ok || group.Tok != token.TYPE {
@@ -30,13 +39,13 @@ func readComments(file string) (comments, error) {
 			if !ok {
 				continue
 			}
-			words[typ.Name.Name] = oneLine(group.Doc.Text())
-			if err := words.fields(typ); err != nil {
-				return nil, err
+			c[typ.Name.Name] = oneLine(group.Doc.Text())
+			if err := c.fields(typ); err != nil {
+				return err
 			}
 		}
 	}
-	return words, nil
+	return nil
 }
 
 func (c comments) fields(typ *ast.TypeSpec) error {

@@ -36,7 +36,11 @@ func run(root string) error {
 
 // generate returns the generated files, by their path below root.
 func generate(root string) (map[string][]byte, error) {
-	words, err := readComments(filepath.Join(root, "policy", "file.go"))
+	sources, err := filepath.Glob(filepath.Join(root, "policy", "file*.go"))
+	if err != nil {
+		return nil, err
+	}
+	words, err := readComments(sources)
 	if err != nil {
 		return nil, err
 	}

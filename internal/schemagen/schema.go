@@ -49,8 +49,8 @@ func schemaJSON(words comments) ([]byte, error) {
 			describe(def, t, words)
 		}
 	}
-	exactlyOne(root.Definitions["Caller"])
-	exactlyOne(root.Definitions["VaultAuth"])
+	exactlyOne(root.Definitions["Caller"], "any", "key", "mtls", "jwt")
+	exactlyOne(root.Definitions["VaultAuth"], "token", "approle", "kubernetes")
 	text, err := json.MarshalIndent(root, "", "  ")
 	return append(text, '\n'), err
 }
@@ -171,8 +171,10 @@ func defaultOf(t reflect.Type, value string) any {
 }
 
 // exactlyOne makes a block of kinds a choice between them.
-func exactlyOne(def *jsonschema.Schema) {
-	def.MinProperties, def.MaxProperties = new(uint64(1)), new(uint64(1))
+func exactlyOne(def *jsonschema.Schema, kinds ...string) {
+	for _, kind := range kinds {
+		def.OneOf = append(def.OneOf, &jsonschema.Schema{Required: []string{kind}})
+	}
 	if everybody, ok := def.Properties.Get("any"); ok {
 		everybody.Const, everybody.Type = true, ""
 	}
