@@ -19,6 +19,40 @@ func (c *checker) trailers(all []filter, f filter) {
 	})
 }
 
+// reasons checks that no upstream can give our reasons: callers read them, and the
+// 502 for its last 401 goes by them. In a listener's chain our own refusals would
+// lose theirs.
+func (c *checker) reasons(all []filter, f filter) {
+	if slices.ContainsFunc(all, func(b filter) bool {
+		return b.kind == "HeaderMutation" && !b.entry.get("disabled").yes() && removes(b.config.get("mutations", "response_mutations"), ReasonHeader)
+	}) {
+		return
+	}
+	c.report(f.entry, problem{
+		"reason-not-removed", "nothing removes " + ReasonHeader + " from what the upstream answers",
+		"An upstream could pass its answer for a refusal of ours, and its 401 would reach the caller",
+		"add to a header_mutation filter of this chain: response_mutations: [{remove: " + ReasonHeader + "}]",
+	})
+}
+
+// outcomeLog checks an access log that is sent to us.
+func (c *checker) outcomeLog(logs tree) {
+	for _, l := range logs.items() {
+		config, kind := l.config()
+		at := config.get("common_config", "grpc_service", "envoy_grpc", "cluster_name")
+		if _, ours := c.processorNames[at.str()]; kind != "HttpGrpcAccessLogConfig" || !ours {
+			continue
+		}
+		if headers := config.get("additional_response_headers_to_log"); !listsHeader(headers, ReasonHeader) {
+			c.report(headers, problem{
+				"outcome-without-reason", "the access log that goes to envoy-mcp-auth has no " + ReasonHeader,
+				"A token that an upstream refused cannot be told from other failures, so calls too large to be sent again go on failing",
+				"set additional_response_headers_to_log: [" + ReasonHeader + "]",
+			})
+		}
+	}
+}
+
 func removesAll(mutations tree) bool {
 	return slices.ContainsFunc(mutations.items(), func(m tree) bool {
 		return m.get("remove_on_match", "key_matcher", "safe_regex", "regex").str() == ".*"

@@ -89,6 +89,9 @@ func (c *checker) chain(list tree, upstream, early bool, up *target) {
 		c.mark(all[:i], f, early)
 		c.guard(all[i+1:], f, upstream)
 		c.trailers(all, f)
+		if upstream {
+			c.reasons(all, f)
+		}
 		c.extProc(f, upstream)
 		c.identity(f, upstream, up)
 		if up != nil {
@@ -100,7 +103,7 @@ func (c *checker) chain(list tree, upstream, early bool, up *target) {
 // mark checks that the mark is taken off before we are asked.
 func (c *checker) mark(before []filter, f filter, early bool) {
 	removed := early || slices.ContainsFunc(before, func(b filter) bool {
-		return b.kind == "HeaderMutation" && removes(b.config.get("mutations", "request_mutations"))
+		return b.kind == "HeaderMutation" && removes(b.config.get("mutations", "request_mutations"), GuardHeader)
 	})
 	if !removed {
 		c.report(f.entry, problem{
@@ -111,8 +114,8 @@ func (c *checker) mark(before []filter, f filter, early bool) {
 	}
 }
 
-func removes(mutations tree) bool {
-	return slices.ContainsFunc(mutations.items(), func(m tree) bool { return strings.EqualFold(m.get("remove").str(), GuardHeader) })
+func removes(mutations tree, header string) bool {
+	return slices.ContainsFunc(mutations.items(), func(m tree) bool { return strings.EqualFold(m.get("remove").str(), header) })
 }
 
 // guard checks that something after ext_proc demands the mark (fault E1).

@@ -35,7 +35,7 @@ func (c *checker) manager(m manager) {
 	c.rules(m.hcm, managerRules())
 	early := slices.ContainsFunc(m.hcm.get("early_header_mutation_extensions").items(), func(e tree) bool {
 		config, _ := e.config()
-		return removes(config.get("mutations"))
+		return removes(config.get("mutations"), GuardHeader)
 	})
 	if asks {
 		c.chain(chain, false, early, nil)
@@ -48,6 +48,7 @@ func (c *checker) manager(m manager) {
 	}
 	c.callerCertificates(m, mine)
 	c.tunnels(m.hcm.get("upgrade_configs"))
+	c.outcomeLog(m.hcm.get("access_log"))
 	for _, l := range mine {
 		c.leg(l, asks)
 		c.rejected(m.hcm, l)
@@ -166,11 +167,36 @@ func (c *checker) rejected(hcm tree, l leg) {
 			"rejection-relayed", "the upstream's 401 goes to the caller", "It is about our credential; clients start a login that cannot help", "turn it into a 502 with custom_response as `render envoy` does",
 		})
 	}
+	if issuers := c.challenged(l); converts && len(issuers) > 0 && !looksAtReason(hcm) {
+		c.report(hcm.get("http_filters"), problem{
+			"own-401-replaced", "custom_response also takes the 401 by which callers of kind jwt are asked for a token", "They never learn where to get one",
+			"let the matcher demand that " + ReasonHeader + " is absent, as `render envoy` does",
+		})
+	}
 	if !slices.ContainsFunc(l.levels, func(t tree) bool { return listsHeader(t.get("response_headers_to_remove"), challengeHeader) }) {
 		c.report(l.route.get("response_headers_to_remove"), problem{
 			"challenge-relayed", "the upstream's www-authenticate goes to the caller", "It is for the holder of the credential, which is not the caller", "set response_headers_to_remove: [www-authenticate]",
 		})
 	}
+}
+
+// challenged returns the issuers of the callers of a leg's upstreams.
+func (c *checker) challenged(l leg) []string {
+	var all []string
+	for _, name := range l.clusters() {
+		if up := c.upOf[name]; up != nil {
+			issuers, _ := up.issuers()
+			all = append(all, issuers...)
+		}
+	}
+	return all
+}
+
+// looksAtReason reports whether the custom_response of a chain asks for our reason.
+func looksAtReason(hcm tree) bool {
+	return slices.ContainsFunc(filters(hcm.get("http_filters")), func(f filter) bool {
+		return f.kind == "CustomResponse" && !f.config.walk(func(t tree) bool { return !strings.EqualFold(t.get("header_name").str(), ReasonHeader) })
+	})
 }
 
 func listsHeader(list tree, name string) bool {

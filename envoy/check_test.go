@@ -65,7 +65,7 @@ const (
 )
 
 func breakable() *policy.Set {
-	s := set(upstream("a", "https://a.company.com/mcp", withMTLS), upstream("b", "https://b.company.com/mcp"))
+	s := set(upstream("a", "https://a.company.com/mcp", withMTLS), upstream("b", "https://b.company.com/mcp", withJWT))
 	s.Envoy.TLS = &policy.TLSSpec{Certificate: "tls.crt", PrivateKey: "tls.key", ClientCA: "ca.crt"}
 	return s
 }
@@ -131,7 +131,9 @@ func brokenUpstream() []broken {
 		{"upstream-plaintext", clusterA + "transport_socket_matches", `[{name: raw, transport_socket: {name: raw, typed_config: {"@type": type.googleapis.com/envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer}}}]`},
 		{"guard-disabled", route + "typed_per_filter_config/envoy.filters.http.lua", perRoute(luaPerRoute, "disabled: true")},
 		{"guard-too-early", chain + "2", `{name: rbac, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC, rules: {policies: {p: {permissions: [{any: true}], principals: [{header: {name: x-mcp-auth-guard, present_match: true}}]}}}}}`},
-		{"mark-not-removed trailers-pass", chain + "0", ""},
+		{"mark-not-removed reason-not-removed trailers-pass", chain + "0", ""},
+		{"reason-not-removed", chain + "0/typed_config/mutations/response_mutations", "[{remove: x-other}]"},
+		{"reason-not-removed", chain + "0/typed_config/mutations/response_mutations", ""},
 		{"no-filter", options + "http_filters", ""},
 		{"mirrored", options + "request_mirror_policies", "[{cluster: b}]"},
 		{"retry-replays", options + "retry_policy", "{retry_on: 5xx}"},
@@ -164,6 +166,10 @@ func brokenListener() []broken {
 		{"mark-not-removed", hcm + "early_header_mutation_extensions", ""},
 		{"rejection-relayed", hcm + "http_filters/0", ""},
 		{"rejection-relayed", route + "typed_per_filter_config/envoy.filters.http.custom_response", `{"@type": type.googleapis.com/envoy.config.route.v3.FilterConfig, disabled: true}`},
+		{"own-401-replaced", edge + "custom_response_matcher/matcher_list/matchers/0/predicate", `{single_predicate: {input: {name: s, typed_config: {"@type": type.googleapis.com/envoy.type.matcher.v3.HttpResponseStatusCodeMatchInput}}, value_match: {exact: "401"}}}`},
+		{"outcome-without-reason", hcm + "access_log/0/typed_config/additional_response_headers_to_log", ""},
+		{"outcome-without-reason", hcm + "access_log/0/typed_config/additional_response_headers_to_log", "[mcp-session-id]"},
+		{"", hcm + "access_log", ""},
 		{"challenge-relayed", route + "response_headers_to_remove", ""},
 		{"no-client-ca", "static_resources/listeners/0/filter_chains/0/transport_socket", ""},
 		{"caller-unverified", "static_resources/listeners/0/filter_chains/0/transport_socket/typed_config/common_tls_context/validation_context/trust_chain_verification", "ACCEPT_UNTRUSTED"},

@@ -32,6 +32,10 @@ func upstreamFilters(p *packed, t target, set *policy.Set) ([]*hcmv3.HttpFilter,
 	unmark := &headerv3.HeaderMutation{Mutations: &headerv3.Mutations{
 		RequestMutations:         []*mutationv3.HeaderMutation{removeHeader(GuardHeader)},
 		RequestTrailersMutations: []*mutationv3.HeaderMutation{removeAll()},
+		// Only what the upstream answers comes this way. A refusal by one of
+		// the filters below leaves the chain at once.
+		ResponseMutations:         []*mutationv3.HeaderMutation{removeHeader(ReasonHeader)},
+		ResponseTrailersMutations: []*mutationv3.HeaderMutation{removeHeader(ReasonHeader)},
 	}}
 	return []*hcmv3.HttpFilter{
 		httpFilter(filterHeaderMutation, p.any(unmark)),
@@ -126,6 +130,9 @@ func mutationRules(t target) *mutationv3.HeaderMutationRules {
 func writable(t target) (names, prefixes []string, all bool) {
 	names, prefixes, all = t.Mutable()
 	names = append(slices.Clone(names), GuardHeader, "cache-control", "content-type", "retry-after")
+	if issuers, _ := t.issuers(); len(issuers) > 0 {
+		names = append(names, challengeHeader)
+	}
 	return names, prefixes, all
 }
 

@@ -2,15 +2,16 @@ package envoy
 
 import (
 	"fmt"
-	"strings"
 	"time"
 
 	xdscorev3 "github.com/cncf/xds/go/xds/core/v3"
 	xdsmatcherv3 "github.com/cncf/xds/go/xds/type/matcher/v3"
+	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	mutationv3 "github.com/envoyproxy/go-control-plane/envoy/config/common/mutation_rules/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	grpclogv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/grpc/v3"
 	customv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/custom_response/v3"
 	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
@@ -18,6 +19,7 @@ import (
 	earlyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/http/early_header_mutation/header_mutation/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
 )
@@ -36,7 +38,7 @@ func listeners(set *policy.Set, ups []target) ([]*listenerv3.Listener, error) {
 		if t.Listen == "" {
 			continue
 		}
-		own, err := listener(mainListener+"_"+t.Name, t.Listen, set, ownRoutes(t), []target{t})
+		own, err := listener(mainListener+"_"+t.Name, t.Listen, set, ownRoutes(set, t), []target{t})
 		if err != nil {
 			return nil, fmt.Errorf("upstream %q: envoy.listen: %w", t.Name, err)
 		}
@@ -88,6 +90,7 @@ func connectionManager(p *packed, name string, routes *routev3.RouteConfiguratio
 		ServerHeaderTransformation:    hcmv3.HttpConnectionManager_PASS_THROUGH,
 		EarlyHeaderMutationExtensions: []*corev3.TypedExtensionConfig{earlyRemoval(p)},
 		RouteSpecifier:                &hcmv3.HttpConnectionManager_RouteConfig{RouteConfig: routes},
+		AccessLog:                     []*accesslogv3.AccessLog{outcomes(p)},
 		HttpFilters: []*hcmv3.HttpFilter{
 			httpFilter(filterCustomResponse, p.any(rejectedResponse(p))),
 			httpFilter(filterRouter, p.any(&routerv3.Router{})),
@@ -122,11 +125,31 @@ func removeHeader(name string) *mutationv3.HeaderMutation {
 	return &mutationv3.HeaderMutation{Action: &mutationv3.HeaderMutation_Remove{Remove: name}}
 }
 
+// outcomes sends us the end of every call: status, attempts and the metadata of
+// our decision. Nothing waits for it, and a call goes the same way without it.
+func outcomes(p *packed) *accesslogv3.AccessLog {
+	config := &grpclogv3.HttpGrpcAccessLogConfig{
+		CommonConfig: &grpclogv3.CommonGrpcAccessLogConfig{
+			LogName: MetadataNamespace,
+			GrpcService: &corev3.GrpcService{
+				TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{ClusterName: ProcessorCluster}},
+			},
+			TransportApiVersion: corev3.ApiVersion_V3,
+			BufferFlushInterval: seconds(100 * time.Millisecond),
+		},
+		AdditionalResponseHeadersToLog: []string{ReasonHeader},
+	}
+	return &accesslogv3.AccessLog{
+		Name:       "envoy.access_loggers.http_grpc",
+		ConfigType: &accesslogv3.AccessLog_TypedConfig{TypedConfig: p.any(config)},
+	}
+}
+
 // rejectedResponse turns a final 401 of an upstream into our 502: the caller
 // cannot do anything about our credential, and a 401 would send it to a login.
-// Upstreams that are lent nothing switch it off on their route. Every 401 that
-// comes here is an upstream's; once we answer callers with one of our own, the
-// matcher must also demand that x-mcp-auth-reason is absent.
+// Upstreams that are lent nothing switch it off on their route. A 401 of our own
+// is for the caller and stays: it alone has a reason, because the cluster's chain
+// takes that header off whatever the upstream answers.
 func rejectedResponse(p *packed) *customv3.CustomResponse {
 	reason := policy.UpstreamRejected
 	reply := &localv3.LocalResponsePolicy{
@@ -134,23 +157,39 @@ func rejectedResponse(p *packed) *customv3.CustomResponse {
 		Body:                 inlineString(string(reason.Body(nil))),
 		ResponseHeadersToAdd: refusalHeaders(reason.String()),
 	}
-	is401 := &xdsmatcherv3.Matcher_MatcherList_Predicate{MatchType: &xdsmatcherv3.Matcher_MatcherList_Predicate_SinglePredicate_{
-		SinglePredicate: &xdsmatcherv3.Matcher_MatcherList_Predicate_SinglePredicate{
-			Input: &xdscorev3.TypedExtensionConfig{Name: "status", TypedConfig: p.any(&matcherv3.HttpResponseStatusCodeMatchInput{})},
-			Matcher: &xdsmatcherv3.Matcher_MatcherList_Predicate_SinglePredicate_ValueMatch{
-				ValueMatch: &xdsmatcherv3.StringMatcher{MatchPattern: &xdsmatcherv3.StringMatcher_Exact{Exact: "401"}},
-			},
-		},
+	is401 := matches("status", p.any(&matcherv3.HttpResponseStatusCodeMatchInput{}),
+		&xdsmatcherv3.StringMatcher{MatchPattern: &xdsmatcherv3.StringMatcher_Exact{Exact: "401"}})
+	// A header that is absent matches no expression, and an empty one this one.
+	isOurs := matches("reason", p.any(&matcherv3.HttpResponseHeaderMatchInput{HeaderName: ReasonHeader}),
+		&xdsmatcherv3.StringMatcher{MatchPattern: &xdsmatcherv3.StringMatcher_SafeRegex{SafeRegex: &xdsmatcherv3.RegexMatcher{
+			EngineType: &xdsmatcherv3.RegexMatcher_GoogleRe2{GoogleRe2: &xdsmatcherv3.RegexMatcher_GoogleRE2{}}, Regex: ".*",
+		}}})
+	both := &predicate{MatchType: &xdsmatcherv3.Matcher_MatcherList_Predicate_AndMatcher{
+		AndMatcher: &xdsmatcherv3.Matcher_MatcherList_Predicate_PredicateList{Predicate: []*predicate{
+			is401, {MatchType: &xdsmatcherv3.Matcher_MatcherList_Predicate_NotMatcher{NotMatcher: isOurs}},
+		}},
 	}}
 	return &customv3.CustomResponse{CustomResponseMatcher: &xdsmatcherv3.Matcher{
 		MatcherType: &xdsmatcherv3.Matcher_MatcherList_{MatcherList: &xdsmatcherv3.Matcher_MatcherList{
 			Matchers: []*xdsmatcherv3.Matcher_MatcherList_FieldMatcher{{
-				Predicate: is401,
+				Predicate: both,
 				OnMatch: &xdsmatcherv3.Matcher_OnMatch{OnMatch: &xdsmatcherv3.Matcher_OnMatch_Action{
 					Action: &xdscorev3.TypedExtensionConfig{Name: reason.String(), TypedConfig: p.any(reply)},
 				}},
 			}},
 		}},
+	}}
+}
+
+type predicate = xdsmatcherv3.Matcher_MatcherList_Predicate
+
+// matches compares one input with one value.
+func matches(name string, input *anypb.Any, value *xdsmatcherv3.StringMatcher) *predicate {
+	return &predicate{MatchType: &xdsmatcherv3.Matcher_MatcherList_Predicate_SinglePredicate_{
+		SinglePredicate: &xdsmatcherv3.Matcher_MatcherList_Predicate_SinglePredicate{
+			Input:   &xdscorev3.TypedExtensionConfig{Name: name, TypedConfig: input},
+			Matcher: &xdsmatcherv3.Matcher_MatcherList_Predicate_SinglePredicate_ValueMatch{ValueMatch: value},
+		},
 	}}
 }
 
@@ -204,9 +243,4 @@ func onlyMTLS(ups []target) bool {
 		}
 	}
 	return len(ups) > 0
-}
-
-// hostName is the virtual host of an upstream for `route: host`.
-func hostName(name, parent string) string {
-	return strings.ToLower(name + "." + strings.Trim(parent, "."))
 }

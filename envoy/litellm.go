@@ -3,8 +3,6 @@ package envoy
 import (
 	"bytes"
 	"fmt"
-	"net"
-	"net/url"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
@@ -29,11 +27,7 @@ func RenderLiteLLM(set *policy.Set) ([]byte, error) {
 			return nil, fmt.Errorf("rendering litellm: upstreams %q and %q would both be named %q there, where names have no - or .; rename one", other, t.Name, name)
 		}
 		seen[name] = t.Name
-		at, err := callerURL(set, t)
-		if err != nil {
-			return nil, fmt.Errorf("rendering litellm: upstream %q: %w", t.Name, err)
-		}
-		addServer(servers, name, at, t, said)
+		addServer(servers, name, set.CallerURL(t.Upstream), t, said)
 	}
 	doc := mapping()
 	add(doc, "mcp_servers", servers, "")
@@ -111,37 +105,6 @@ func keyVariable(t target) (string, bool) {
 
 // litellmName is the name as LiteLLM takes it: one with - stops its start.
 func litellmName(name string) string { return strings.NewReplacer("-", "_", ".", "_").Replace(name) }
-
-// callerURL is where callers reach an upstream.
-func callerURL(set *policy.Set, t target) (string, error) {
-	public, err := url.Parse(set.Envoy.PublicURL)
-	if err != nil {
-		return "", fmt.Errorf("envoy.public_url: %w", err)
-	}
-	base := strings.TrimSuffix(public.String(), "/")
-	switch {
-	case t.Listen != "":
-		scheme := "http"
-		if set.Envoy.TLS != nil {
-			scheme = "https"
-		}
-		return scheme + "://" + t.Listen + orRoot(t.path), nil
-	case set.Envoy.ByHost:
-		host := hostName(t.Name, set.Envoy.Host)
-		if port := public.Port(); port != "" {
-			host = net.JoinHostPort(host, port)
-		}
-		return public.Scheme + "://" + host + orRoot(t.path), nil
-	}
-	return base + "/" + t.Name + orRoot(t.path), nil
-}
-
-func orRoot(path string) string {
-	if path == "" {
-		return "/"
-	}
-	return path
-}
 
 func mapping() *yaml.Node            { return &yaml.Node{Kind: yaml.MappingNode} }
 func scalarNode(s string) *yaml.Node { n := &yaml.Node{}; n.SetString(s); return n }

@@ -22,9 +22,10 @@ func sharedRoutes(set *policy.Set, ups []target) *routev3.RouteConfiguration {
 		switch {
 		case t.Listen != "":
 		case set.Envoy.ByHost:
-			rc.VirtualHosts = append(rc.VirtualHosts, virtualHost(t.Name, hostName(t.Name, set.Envoy.Host), unclearPath(), route(t, "", t.path), noPolicy()))
+			own := append([]*routev3.Route{unclearPath()}, metadataRoutes(set, t, "")...)
+			rc.VirtualHosts = append(rc.VirtualHosts, virtualHost(t.Name, policy.HostName(t.Name, set.Envoy.Host), append(own, route(t, "", t.path), noPolicy())...))
 		default:
-			routes = append(routes, route(t, "/"+t.Name, t.path))
+			routes = append(append(routes, metadataRoutes(set, t, "/"+t.Name)...), route(t, "/"+t.Name, t.path))
 		}
 	}
 	rc.VirtualHosts = append(rc.VirtualHosts, virtualHost(mainListener, "*", append(routes, noPolicy())...))
@@ -34,10 +35,10 @@ func sharedRoutes(set *policy.Set, ups []target) *routev3.RouteConfiguration {
 // ownRoutes are the routes of an upstream's own listener. Every path passes
 // unchanged: the legacy SSE transport names its second path in an event, which
 // no route can rewrite.
-func ownRoutes(t target) *routev3.RouteConfiguration {
+func ownRoutes(set *policy.Set, t target) *routev3.RouteConfiguration {
 	return &routev3.RouteConfiguration{
 		Name:         mainListener + "_" + t.Name,
-		VirtualHosts: []*routev3.VirtualHost{virtualHost(t.Name, "*", route(t, "", ""))},
+		VirtualHosts: []*routev3.VirtualHost{virtualHost(t.Name, "*", append(metadataRoutes(set, t, ""), route(t, "", ""))...)},
 	}
 }
 

@@ -99,6 +99,17 @@ func (t target) mtls() bool {
 	return false
 }
 
+// issuers are those whose tokens prove a caller of this upstream, and scopes what
+// such a token must hold.
+func (t target) issuers() (issuers, scopes []string) {
+	for _, c := range t.Callers {
+		if c.JWT != nil {
+			issuers, scopes = append(issuers, c.JWT.Issuer), append(scopes, c.JWT.RequireScopes...)
+		}
+	}
+	return sortedCopy(issuers), sortedCopy(scopes)
+}
+
 // address turns unix:///PATH or HOST:PORT into Envoy's form.
 func address(s string) (*corev3.Address, error) {
 	if path, ok := strings.CutPrefix(s, "unix://"); ok {

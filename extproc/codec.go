@@ -5,12 +5,18 @@ import (
 	"google.golang.org/grpc/mem"
 )
 
-// codec moves ProcessingRequest and ProcessingResponse without the generated
-// types, and everything else (health checks) with grpc's own.
+// codec moves ProcessingRequest, ProcessingResponse and access logs without the
+// generated types, and everything else (health checks) with grpc's own.
 type codec struct{ encoding.CodecV2 }
 
 // Unmarshal implements encoding.CodecV2.
 func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
+	if m, ok := v.(*logMessage); ok {
+		b := data.MaterializeToBuffer(mem.DefaultBufferPool())
+		m.decode(b.ReadOnlyData())
+		b.Free()
+		return nil
+	}
 	m, ok := v.(*message)
 	if !ok {
 		return c.CodecV2.Unmarshal(data, v)

@@ -38,6 +38,9 @@ type Config struct {
 	Log zerolog.Logger
 	// Observe is told of every decision before the reply is sent. Nil: nobody is.
 	Observe Observer
+	// Outcomes is told how calls ended, when Envoy sends us its access log.
+	// Nil: nobody is.
+	Outcomes OutcomeObserver
 }
 
 // Observer is told of decisions. Decided is called on the request path, from
@@ -68,6 +71,7 @@ type Server struct {
 	now  func() time.Time
 	snap atomic.Pointer[snapshot]
 	pool sync.Pool
+	log  accessLog
 }
 
 // New returns a Server that refuses everything until Load.
@@ -76,6 +80,7 @@ func New(cfg Config) (*Server, error) {
 		return nil, errors.New("extproc: Config needs Tokens, Secrets and Now")
 	}
 	s := &Server{cfg: cfg, now: cfg.Now}
+	s.log.stop = make(chan struct{})
 	s.pool.New = func() any { return new(exchange) }
 	s.snap.Store(emptySnapshot())
 	return s, nil
@@ -90,7 +95,8 @@ func (*Server) Options() []grpc.ServerOption {
 	}
 }
 
-// Register adds the service to a gRPC server made with Options.
+// Register adds the services to a gRPC server made with Options: ext_proc and
+// the access log. Whoever may ask for a decision may also report an outcome.
 func (s *Server) Register(g *grpc.Server) {
 	g.RegisterService(&grpc.ServiceDesc{
 		ServiceName: serviceName,
@@ -103,6 +109,7 @@ func (s *Server) Register(g *grpc.Server) {
 		}},
 		Metadata: "envoy/service/ext_proc/v3/external_processor.proto",
 	}, s)
+	g.RegisterService(s.logService(), s)
 }
 
 // Process serves one ext_proc stream: one message, one reply, and the end. It

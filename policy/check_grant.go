@@ -42,6 +42,9 @@ func (c *checker) idp(path string, spec *OAuth2Spec) {
 		c.fault(p, "this is for the grant id_jag; remove it, or add grant: id_jag")
 	case jag && c.good(p) && spec.IDP != nil:
 		c.oauth2(p, spec.IDP.client())
+		if r := path + ".resource"; c.good(r) && spec.Resource.Off {
+			c.fault(r, "id_jag always names the resource that the assertion is for; remove it, or write the resource that the authorization server knows")
+		}
 		if !c.has(p+".audience") && !c.has(path+".issuer") {
 			c.fault(p+".audience", "want the issuer of the authorization server that takes the identity assertion, which a token_url does not tell; add this key, or write issuer in place of the token_url of oauth2")
 		}

@@ -42,6 +42,9 @@ func (c *checker) lends(path string, up *UpstreamSpec) {
 	if p := path + ".stale_grace"; c.good(p) && credential != nil && credential.OAuth2 == nil {
 		c.fault(p, "this is about access tokens, and the upstream is lent none; remove it")
 	}
+	if p := path + ".discover"; c.good(p) && up.Discover && credential != nil && credential.OAuth2 == nil {
+		c.fault(p, "this compares whose access tokens are asked for and taken, and the upstream is lent none; remove it")
+	}
 	c.userBound(path, up, credential)
 	headers, at := up.Headers, path+".headers.pass"
 	if headers == nil {

@@ -65,6 +65,7 @@ func newApp(ctx context.Context, src *source, log zerolog.Logger, lines *logQueu
 	if err != nil {
 		return nil, err
 	}
+	a.metrics.AccessLog(a.server.LogStats)
 	a.reload = &reloader{src: src, app: a}
 	if err := a.reload.first(); err != nil {
 		a.tokens.Close()
@@ -188,6 +189,7 @@ func (a *app) shutdown(failed <-chan error) {
 		a.log.Error().Err(err).Msg("a listener failed while draining")
 	}
 	done := make(chan struct{})
+	a.server.StopLogs() // Envoy never ends one itself, so they would last until drain_timeout
 	go func() { a.grpc.GracefulStop(); close(done) }()
 	select {
 	case <-done:

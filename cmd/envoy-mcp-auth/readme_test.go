@@ -135,6 +135,7 @@ func reasonTable() string {
 func metricTable(t *testing.T) string {
 	t.Helper()
 	m := metrics.New("v", func(yield func(string, time.Time)) { yield("a", time.Time{}) })
+	m.AccessLog(func() extproc.LogStats { return extproc.LogStats{} })
 	m.Decided(&extproc.Decision{})
 	m.Fetched(tokens.Fetch{Upstreams: []string{"a"}})
 	m.Reloaded(time.Time{}, nil)

@@ -40,22 +40,27 @@ func length(w http.ResponseWriter, req *http.Request) {
 	}
 }
 
+// fanned is a policy with n upstreams more: one gets three new tokens at once, then
+// one each 5 s, so each case has one of its own, and with it a token of its own.
+func fanned(n int) string {
+	text := standard
+	for i := range n {
+		text += "  " + fannedName(i) + `: {url: {{.URL "` + fannedName(i) + `"}}, cookies: {allow: [session_id]},` +
+			` credential: {oauth2: {token_url: {{.TokenURL}}, client_id: alpha-client, client_secret: "${ALPHA_SECRET}"}}}` + "\n"
+	}
+	return text
+}
+
+func fannedName(i int) string { return fmt.Sprintf("heal%d", i) }
+
 // TestO4_RevokedTokenHealsInTheCall: nobody sees the 401 of a token that was
 // revoked a moment ago.
 func TestO4_RevokedTokenHealsInTheCall(t *testing.T) {
-	// An upstream gets three new tokens at once, then one each 5 s: so each case
-	// has an upstream of its own, and with it a token of its own.
-	text, n := standard, 0
-	name := func(i int) string { return fmt.Sprintf("heal%d", i) }
-	for i := range 16 {
-		text += "  " + name(i) + `: {url: {{.URL "` + name(i) + `"}}, cookies: {allow: [session_id]},` +
-			` credential: {oauth2: {token_url: {{.TokenURL}}, client_id: alpha-client, client_secret: "${ALPHA_SECRET}"}}}` + "\n"
-	}
-	r := start(t, text)
+	r, n := start(t, fanned(16)), 0
 	for proto, client := range map[string]*http.Client{"h1": nil, "h2": h2c()} {
 		for _, size := range []int{0, 200, 100 << 10, 900 << 10} {
 			for _, kind := range []string{"json", "sse"} {
-				up := r.up(name(n))
+				up := r.up(fannedName(n))
 				n++
 				t.Run(fmt.Sprintf("%s, %d bytes, %s", proto, size, kind), func(t *testing.T) {
 					r.heals(t, up, client, size, kind)
@@ -88,30 +93,50 @@ func (r *rig) heals(t *testing.T, up *upstream, client *http.Client, size int, k
 }
 
 // TestO4_LargeBody: a body over the retry buffer cannot be sent again. The call
-// fails with a reason, and so does each one like it, until a smaller call healed
-// the token: nobody but a second attempt tells the program of the 401.
+// fails with a reason; Envoy's access log tells of it, and the next call, as large
+// as the first, has a new token.
 func TestO4_LargeBody(t *testing.T) {
-	r := start(t, standard)
-	r.up("alpha").answer(r.guarded(length))
+	r := start(t, fanned(4))
 	large := strings.Repeat("x", 2<<20)
-	if got := r.post("/alpha/mcp", large); got.status != http.StatusOK {
-		t.Fatalf("with a good token: got %v", got)
-	}
-	r.issuer.Revoke()
-	for range 2 {
-		got := r.post("/alpha/mcp", large, own("")...)
-		got.refused(t, http.StatusBadGateway, "upstream_rejected")
-		if got.header.Get("Www-Authenticate") != "" {
-			t.Error("the upstream's challenge reached the caller")
+	n, failed := 0, 0
+	for proto, client := range map[string]*http.Client{"h1": nil, "h2": h2c()} {
+		for _, kind := range []string{"json", "sse"} {
+			up := r.up(fannedName(n))
+			n++
+			up.answer(r.guarded(length))
+			call := func() reply {
+				return r.do(t.Context(), client, r.url+"/"+up.name+"/mcp", strings.NewReader(large), append(own(kind), "X-Want", kind))
+			}
+			r.post("/"+up.name+"/mcp", "{}") // the case before revoked this one's token as well
+			if got := call(); got.status != http.StatusOK {
+				t.Fatalf("%s %s, with a good token: got %v", proto, kind, got)
+			}
+			before, evicted := r.issuer.Requests(), r.evicted()
+			r.issuer.Revoke()
+			// Now and then, Envoy has kept all of a body that came over HTTP/2.
+			if got := call(); got.status != http.StatusOK {
+				failed++
+				got.refused(t, http.StatusBadGateway, "upstream_rejected")
+				if got.header.Get("Www-Authenticate") != "" {
+					t.Errorf("%s %s: the upstream's challenge reached the caller", proto, kind)
+				}
+				r.eventually("the token is dropped", 2*time.Second, func() bool { return r.evicted() == evicted+1 })
+			}
+			if got := call(); got.status != http.StatusOK || !strings.Contains(got.body, fmt.Sprint(len(large))) {
+				t.Errorf("%s %s: the next call: got %v", proto, kind, got)
+			}
+			if n := r.issuer.Requests() - before; n != 1 {
+				t.Errorf("%s %s: want one token request, got %d", proto, kind, n)
+			}
 		}
 	}
-	if got := r.post("/alpha/mcp", "{}"); got.status != http.StatusOK {
-		t.Errorf("a small call: got %v", got)
-	}
-	if got := r.post("/alpha/mcp", large); got.status != http.StatusOK {
-		t.Errorf("a large call after it: got %v", got)
+	if failed < 2 {
+		t.Errorf("want calls that Envoy could not send again, got %d", failed)
 	}
 }
+
+// evicted is how many tokens were dropped because of the access log.
+func (r *rig) evicted() float64 { return r.proc.metric("mcp_auth_tokens_evicted_total") }
 
 // TestO4_EarlyAnswer: an upstream that refuses before it read the body.
 func TestO4_EarlyAnswer(t *testing.T) {

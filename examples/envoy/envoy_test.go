@@ -86,6 +86,7 @@ func pieces(t *testing.T, rendered *yaml.Node) []piece {
 		{"5-virtual-host.yaml", "Into the virtual host of the route.", pick(t, vhost, "include_request_attempt_count")},
 		{"6-route.yaml", "Into the route to the MCP server.", toRoute},
 		{"7-runtime.yaml", "At the top. If there is a layered_runtime, add the layer to it.", pick(t, rendered, "layered_runtime")},
+		{"8-access-log.yaml", "Into the typed_config of the connection manager. If it has an access_log, add this one to the list.", pick(t, hcm, "access_log")},
 	}
 }
 
@@ -103,6 +104,7 @@ func paste(t *testing.T, into *yaml.Node, all []piece) {
 	merge(vhost, all[4].node)
 	merge(get(t, vhost, "routes", 0), all[5].node)
 	merge(into.Content[0], all[6].node)
+	merge(hcm, all[7].node)
 }
 
 // TestPieces keeps the pieces and after.yaml in step with the renderer.

@@ -100,6 +100,24 @@ func (m *Metrics) Decided(d *extproc.Decision) {
 	m.seconds.Observe(d.Took.Seconds())
 }
 
+// AccessLog shows what is counted of Envoy's access log. Call it once.
+func (m *Metrics) AccessLog(stats func() extproc.LogStats) {
+	const entries, help = "mcp_auth_access_log_entries_total", "Entries of Envoy's access log: call is one that was decided on here, foreign any other, malformed could not be read."
+	for kind, count := range map[string]func(extproc.LogStats) uint64{
+		"call":      func(s extproc.LogStats) uint64 { return s.Calls },
+		"foreign":   func(s extproc.LogStats) uint64 { return s.Foreign },
+		"malformed": func(s extproc.LogStats) uint64 { return s.Malformed },
+	} {
+		m.Registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name: entries, Help: help, ConstLabels: prometheus.Labels{"kind": kind},
+		}, func() float64 { return float64(count(stats())) }))
+	}
+	m.Registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: "mcp_auth_tokens_evicted_total",
+		Help: "Tokens dropped because Envoy's access log told of an upstream that refused them.",
+	}, func() float64 { return float64(stats().Evicted) }))
+}
+
 // Fetched counts one token request.
 func (m *Metrics) Fetched(f tokens.Fetch) {
 	// One request counts once, however many upstreams share the token.
