@@ -17,7 +17,7 @@ GOTEST = $(PARTS) && $(GOTESTSUM)
 
 .DEFAULT_GOAL := help
 .PHONY: e2e-keycloak conformance
-.PHONY: help build test lint fmt check generated e2e demo bench fuzz vuln golden generate deps relock clean
+.PHONY: help build test lint fmt check generated e2e demo bench compare fuzz vuln golden generate deps relock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' Makefile
@@ -62,6 +62,9 @@ demo: ## Walk through the whole line on real parts (LITELLM=0 without LiteLLM, K
 bench: ## Benchmarks, then processor time per call next to an empty ext_proc server
 	go test -run '^$$' -bench . -benchmem $(PKG)
 	ENVOY="$$(tools/install envoy)" go run ./envoy/bench
+
+compare: ## Set the token cache beside others and write the tables of docs/tokens.md (about 6 minutes)
+	ENVOY="$$(tools/install envoy)" go test -count=1 -timeout 20m ./tokens/compare -write
 
 fuzz: ## Run every fuzz target for FUZZTIME (60s)
 	FUZZTIME=$(FUZZTIME) tools/fuzz

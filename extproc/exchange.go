@@ -23,12 +23,16 @@ type exchange struct {
 	cookie []byte // scratch for the filtered cookie header
 	out    reply
 
-	lane     *lane
-	caller   *policy.Caller
-	token    *tokens.Token
-	cookies  policy.CookieResult
-	decision Decision
-	cause    error // what went wrong, for the log; never for the caller
+	start     time.Time
+	lane      *lane
+	caller    *policy.Caller
+	rules     []*tokens.Rule    // scratch for those that a token is tried by
+	principal *tokens.Principal // of a caller with a token
+	mark      string            // of that token, for a credential of the caller's own
+	token     *tokens.Token
+	cookies   policy.CookieResult
+	decision  Decision
+	cause     error // what went wrong, for the log; never for the caller
 }
 
 // answer works out the reply to a message. An error ends the stream, and with
@@ -36,10 +40,10 @@ type exchange struct {
 func (x *exchange) answer(ctx context.Context, s *Server) error {
 	switch x.msg.phase {
 	case phaseRequestHeaders:
-		start := s.now()
+		x.start = s.now()
 		x.decision.Reason = x.decide(ctx)
 		x.respond()
-		x.decision.Took = s.now().Sub(start)
+		x.decision.Took = s.now().Sub(x.start)
 		s.record(x)
 		return nil
 	case phaseResponseHeaders, phaseResponseBody, phaseResponseTrailers:
@@ -62,7 +66,7 @@ func (x *exchange) decide(ctx context.Context) policy.Reason {
 	if r := x.lane.up.Screen(&x.msg.req, &x.screen); r != policy.Allowed {
 		return r
 	}
-	if r := x.authorize(); r != policy.Allowed {
+	if r := x.authorize(ctx); r != policy.Allowed {
 		return r
 	}
 	if r := x.filterCookies(); r != policy.Allowed {
@@ -95,31 +99,36 @@ var errNoVerdict = errors.New("attempt after the first without our verdict on th
 // authorize finds out who calls. Attempt 1 took the caller's proof off the
 // request, so a later attempt goes by the verdict of the first, which Envoy
 // keeps where no caller can write.
-func (x *exchange) authorize() policy.Reason {
-	up := x.lane.up
+func (x *exchange) authorize(ctx context.Context) policy.Reason {
 	x.decision.Attempt = x.screen.Attempt
+	reason := policy.Undecided
 	if x.screen.Attempt > 1 {
-		p := x.msg.prior
-		if p.upstream != up.Name || p.reason != policy.Allowed.String() {
-			x.cause = errNoVerdict
-			return policy.CallerUnknown
-		}
-		for _, c := range up.Callers {
-			if c.Name == p.caller {
-				x.caller = c
-			}
-		}
-		if x.caller == nil {
-			return policy.CallerUnknown
-		}
+		reason = x.recall()
 	} else {
-		caller, reason := up.Authorize(&x.msg.req, &x.screen)
-		if reason != policy.Allowed {
-			return reason
-		}
-		x.caller = caller
+		reason = x.prove(ctx)
 	}
-	x.decision.Caller = x.caller.Name
+	if x.caller != nil {
+		x.decision.Caller = x.caller.Name
+	}
+	return reason
+}
+
+// recall goes by the verdict of attempt 1.
+func (x *exchange) recall() policy.Reason {
+	up, p := x.lane.up, &x.msg.prior
+	if p.upstream != up.Name || p.reason != policy.Allowed.String() {
+		x.cause = errNoVerdict
+		return policy.CallerUnknown
+	}
+	for _, c := range up.Callers {
+		if c.Name == p.caller {
+			x.caller = c
+		}
+	}
+	if x.caller == nil {
+		return policy.CallerUnknown
+	}
+	x.decision.Issuer, x.decision.Subject, x.mark = p.issuer, p.subject, p.mark
 	return policy.Allowed
 }
 
@@ -141,20 +150,44 @@ func (x *exchange) lend(ctx context.Context) policy.Reason {
 	if source == nil {
 		return policy.Allowed
 	}
-	if x.screen.Attempt == 1 {
-		if x.token = source.Cached(); x.token != nil {
-			return policy.Allowed
-		}
+	if x.cached(source) {
+		return policy.Allowed
 	}
-	ctx, cancel := context.WithTimeout(ctx, x.snap.set.Server.Deadline)
+	ctx, cancel := x.bounded(ctx)
 	defer cancel()
-	if x.screen.Attempt > 1 {
-		// Envoy repeats a call on 401 only, and the request still carries what the upstream refused.
+	// Envoy repeats a call on 401 only, and the request still carries what the
+	// upstream refused.
+	again, own := x.screen.Attempt > 1, source.UserBound()
+	switch {
+	case again && own:
+		x.token, x.cause = source.ReplaceFor(ctx, x.mark, x.screen.Authorization)
+	case again:
 		x.token, x.cause = source.Replace(ctx, x.screen.Authorization)
-	} else {
+	case own:
+		x.token, x.cause = source.TokenFor(ctx, x.principal)
+	default:
 		x.token, x.cause = source.Token(ctx)
 	}
 	return x.tokenReason()
+}
+
+// cached takes the token that is at hand, on a first attempt.
+func (x *exchange) cached(source *tokens.Source) bool {
+	if x.screen.Attempt > 1 {
+		return false
+	}
+	if !source.UserBound() {
+		x.token = source.Cached()
+		return x.token != nil
+	}
+	x.mark = source.Mark(x.principal)
+	x.token = source.CachedFor(x.principal)
+	return x.token != nil
+}
+
+// bounded is the time that a decision has for all that it waits for.
+func (x *exchange) bounded(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithDeadline(ctx, x.start.Add(x.snap.set.Server.Deadline))
 }
 
 // tokenReason maps what the token engine said to a refusal.
@@ -166,6 +199,9 @@ func (x *exchange) tokenReason() policy.Reason {
 	var te *tokens.Error
 	if !errors.As(x.cause, &te) {
 		return policy.TokenUnavailable // our own deadline, or Envoy went away
+	}
+	if te.Code == "subject_expired" { // while it was on its way: only the caller can get another
+		return policy.CallerInvalid
 	}
 	x.decision.RetryAfter = max(te.RetryAfter, time.Second)
 	switch te.Kind {

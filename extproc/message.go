@@ -59,7 +59,7 @@ type message struct {
 }
 
 // prior is what our own metadata of an earlier attempt says.
-type prior struct{ upstream, caller, reason string }
+type prior struct{ upstream, caller, reason, issuer, subject, mark string }
 
 var errWire = errors.New("malformed ProcessingRequest")
 
@@ -162,6 +162,12 @@ func (m *message) metadata(num protowire.Number, v []byte) error {
 			m.prior.caller = m.str(value)
 		case "reason":
 			m.prior.reason = m.str(value)
+		case "issuer":
+			m.prior.issuer = m.str(value)
+		case "subject":
+			m.prior.subject = m.str(value)
+		case "mark":
+			m.prior.mark = m.str(value)
 		}
 	})
 }

@@ -73,7 +73,7 @@ func TestMessageReadsWhatEnvoySends(t *testing.T) {
 	if diff := cmp.Diff(want, m.req); diff != "" {
 		t.Errorf("request (-want +got):\n%s", diff)
 	}
-	if want := (prior{"protected", "litellm", "allowed"}); m.prior != want {
+	if want := (prior{upstream: "protected", caller: "litellm", reason: "allowed"}); m.prior != want {
 		t.Errorf("prior = %+v, want %+v", m.prior, want)
 	}
 	if m.phase != phaseRequestHeaders || string(m.requestID) != "id-1" {

@@ -68,12 +68,19 @@ func (x *exchange) refuse() {
 	m = appendSet(m, "content-type", "application/json")
 	m = appendSet(m, "cache-control", "no-store")
 	m = appendSet(m, reasonHeader, reason.String())
+	var up *policy.Upstream
+	if x.lane != nil {
+		up = x.lane.up
+		if ask := x.lane.asks.of(reason, x.caller); ask != "" {
+			m = appendSet(m, "www-authenticate", ask)
+		}
+	}
 	if reason.Status() == 503 {
 		m = appendSet(m, "retry-after", seconds(x.decision.RetryAfter))
 	}
 	x.out.mutation = m
 	x.describe()
-	x.out.immediate(reason.Status(), reason.Body(nil), "mcp_auth_"+reason.String())
+	x.out.immediate(up.Status(reason), up.Body(reason, nil), "mcp_auth_"+reason.String())
 }
 
 // describe writes the decision as metadata, for the next attempt and the access log.
@@ -81,8 +88,12 @@ func (x *exchange) describe() {
 	m := appendMember(x.out.meta[:0], "upstream", x.decision.Upstream)
 	m = appendMember(m, "reason", x.decision.Reason.String())
 	m = appendMember(m, "caller", x.decision.Caller)
-	if x.decision.Token != "" {
-		m = appendMember(m, "token", x.decision.Token)
+	for _, o := range [...]struct{ name, value string }{
+		{"token", x.decision.Token}, {"issuer", x.decision.Issuer}, {"subject", x.decision.Subject}, {"mark", x.mark},
+	} {
+		if o.value != "" {
+			m = appendMember(m, o.name, o.value)
+		}
 	}
 	x.out.meta = m
 }

@@ -32,6 +32,8 @@ type Config struct {
 	Tokens *tokens.Cache
 	// Secrets resolves fixed header credentials. Required.
 	Secrets tokens.SecretSource
+	// Verifier verifies the tokens of callers. Required for policies with jwt callers.
+	Verifier *tokens.Verifier
 	// Now is the clock. Required.
 	Now func() time.Time
 	// Log gets one line for each refusal, and none for a request that goes on.
@@ -51,6 +53,9 @@ type Observer interface{ Decided(d *Decision) }
 type Decision struct {
 	// Upstream and Caller are names of the policy; empty when not found out.
 	Upstream, Caller string
+	// Issuer and Subject say whom the caller's token speaks of; empty for a
+	// caller without one.
+	Issuer, Subject string
 	// Reason says how it ended.
 	Reason policy.Reason
 	// Token is the fingerprint of the access token lent, or empty.
@@ -140,7 +145,8 @@ func (s *Server) begin(ctx context.Context) *exchange {
 	x, _ := s.pool.Get().(*exchange)
 	x.snap = s.snap.Load()
 	x.names = metadata.ValueFromIncomingContext(ctx, upstreamKey)
-	x.lane, x.caller, x.token, x.cause = nil, nil, nil, nil
+	x.lane, x.caller, x.principal, x.token, x.cause = nil, nil, nil, nil, nil
+	x.mark = ""
 	x.cookies = policy.CookieResult{}
 	x.msg.reset(x.snap.known)
 	x.decision = Decision{Attempt: 1}
@@ -157,7 +163,7 @@ func (s *Server) end(x *exchange, err *error) {
 		*err = status.Error(codes.Internal, "internal error")
 		return
 	}
-	x.snap, x.token = nil, nil
+	x.snap, x.principal, x.token = nil, nil, nil
 	s.pool.Put(x)
 }
 
@@ -174,6 +180,8 @@ func (s *Server) record(x *exchange) {
 		Str("reason", d.Reason.String()).
 		Str("upstream", d.Upstream).
 		Str("caller", d.Caller).
+		Str("issuer", d.Issuer).
+		Str("subject", d.Subject).
 		Str("request_id", printable(x.msg.requestID, 64)).
 		Int("attempt", d.Attempt).
 		AnErr("cause", x.cause).
@@ -202,6 +210,9 @@ func (s *Server) Load(set *policy.Set) error {
 	}
 	s.snap.Store(snap)
 	s.cfg.Tokens.Retain(snap.sources())
+	if s.cfg.Verifier != nil {
+		s.cfg.Verifier.Retain(snap.rules())
+	}
 	return nil
 }
 

@@ -1,6 +1,7 @@
 package extproc
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
@@ -20,6 +21,10 @@ type lane struct {
 	up     *policy.Upstream
 	source *tokens.Source // nil unless an access token is lent
 	fixed  []fixedHeader
+	// rules verify the tokens of callers that have one.
+	rules map[*policy.Caller]*tokens.Rule
+	// asks are the challenges to callers without a token that is enough.
+	asks challenges
 	// mutation is the part of the reply that is the same for every call.
 	mutation []byte
 }
@@ -57,7 +62,7 @@ func emptySnapshot() *snapshot {
 func (s *Server) build(set *policy.Set) (*snapshot, error) {
 	snap := &snapshot{set: set, lanes: make(map[*policy.Upstream]*lane, len(set.Upstreams)), known: knownNames()}
 	for _, up := range set.Upstreams {
-		l, err := s.lane(up)
+		l, err := s.lane(set, up)
 		if err != nil {
 			return nil, fmt.Errorf("upstream %s: %w", up.Name, err)
 		}
@@ -67,12 +72,21 @@ func (s *Server) build(set *policy.Set) (*snapshot, error) {
 	for _, c := range set.Callers {
 		snap.know(c.Name)
 		snap.know(c.SANs...)
+		if c.JWT != nil {
+			snap.know(c.JWT.Issuer)
+		}
 	}
 	return snap, nil
 }
 
-func (s *Server) lane(up *policy.Upstream) (*lane, error) {
+func (s *Server) lane(set *policy.Set, up *policy.Upstream) (*lane, error) {
 	l := &lane{up: up}
+	if up.TakesTokens() {
+		l.asks = newChallenges(set, up)
+		if err := l.addRules(s.cfg.Verifier); err != nil {
+			return nil, err
+		}
+	}
 	if o := up.Credential.OAuth2; o != nil {
 		source, err := s.cfg.Tokens.Source(up.Name, o)
 		if err != nil {
@@ -96,6 +110,25 @@ func (s *Server) lane(up *policy.Upstream) (*lane, error) {
 	return l, nil
 }
 
+// addRules makes the rules of the callers with tokens.
+func (l *lane) addRules(v *tokens.Verifier) error {
+	if v == nil {
+		return errors.New("callers with tokens: extproc.Config needs a Verifier")
+	}
+	l.rules = map[*policy.Caller]*tokens.Rule{}
+	for _, c := range l.up.Callers {
+		if c.JWT == nil {
+			continue
+		}
+		rule, err := v.Rule(c.JWT)
+		if err != nil {
+			return fmt.Errorf("caller %s: %w", c.Name, err)
+		}
+		l.rules[c] = rule
+	}
+	return nil
+}
+
 func (s *snapshot) know(names ...string) {
 	for _, n := range names {
 		if n != "" {
@@ -110,6 +143,17 @@ func (s *snapshot) sources() []*tokens.Source {
 	for _, l := range s.lanes {
 		if l.source != nil {
 			all = append(all, l.source)
+		}
+	}
+	return all
+}
+
+// rules lists the rules in use.
+func (s *snapshot) rules() []*tokens.Rule {
+	var all []*tokens.Rule
+	for _, l := range s.lanes {
+		for _, r := range l.rules {
+			all = append(all, r)
 		}
 	}
 	return all

@@ -20,12 +20,12 @@ const (
 	CallerUnknown
 	// CallerInvalid: the request offers a proof that does not hold.
 	CallerInvalid
+	// ScopeMissing: the caller is who it says, and lacks a scope that is demanded.
+	ScopeMissing
 	// IssuerUnavailable: the keys of the caller's issuer cannot be had.
 	IssuerUnavailable
 	// ToolDenied: no rule lets this caller use the tool.
 	ToolDenied
-	// ScopeMissing: the rule of the tool demands scopes that the caller lacks.
-	ScopeMissing
 	// ToolUnproved: nothing proves what the request would run.
 	ToolUnproved
 	// HeaderMismatch: the standard headers of MCP and the body disagree.
@@ -67,12 +67,12 @@ func (r Reason) row() outcome { //nolint:cyclop // one row for each reason
 		return outcome{"caller_unknown", 403, "The caller is not known to this upstream. Present the client certificate, the x-mcp-auth-key or the access token that its policy asks for."}
 	case CallerInvalid:
 		return outcome{"caller_invalid", 403, "The caller's credential is not valid. Check the x-mcp-auth-key or the access token against the policy."}
+	case ScopeMissing:
+		return outcome{"scope_missing", 403, "The caller lacks a scope that this request needs. Ask for a token with that scope."}
 	case IssuerUnavailable:
 		return outcome{"issuer_unavailable", 503, "The keys of the issuer of the caller's token cannot be had, so the token cannot be verified. Try again later."}
 	case ToolDenied:
 		return outcome{"tool_denied", 403, "No rule lets this caller use this tool, prompt or resource. Its operator can add one under tools.rules of the upstream."}
-	case ScopeMissing:
-		return outcome{"scope_missing", 403, "The caller lacks a scope that this tool, prompt or resource needs. Ask for a token with that scope."}
 	case ToolUnproved:
 		return outcome{"tool_unproved", 403, "What this request would run cannot be proved. Send one JSON-RPC message as application/json in UTF-8, uncompressed, without duplicate members."}
 	case HeaderMismatch:

@@ -24,7 +24,7 @@ const (
 
 // answer holds the members of a token answer that we read, still as JSON.
 type answer struct {
-	access, kind, expires, refresh, scope json.RawMessage
+	access, kind, expires, refresh, scope, issued json.RawMessage
 
 	code, description string
 }
@@ -40,14 +40,20 @@ func parseAnswer(body []byte) (answer, *Error) {
 	}
 	return answer{
 		access: fields["access_token"], kind: fields["token_type"], expires: fields["expires_in"], scope: fields["scope"],
-		refresh: fields["refresh_in"],
-		code:    errorWord(fields["error"]), description: text(fields["error_description"]),
+		refresh: fields["refresh_in"], issued: fields["issued_token_type"],
+		code: errorWord(fields["error"]), description: text(fields["error_description"]),
 	}, nil
 }
 
 // members reads the members of a JSON object, those that are null left out.
 func members(body []byte) (map[string]json.RawMessage, *Error) {
-	body = bytes.TrimPrefix(body, []byte("\xef\xbb\xbf"))
+	seen, bad := object(bytes.TrimPrefix(body, []byte("\xef\xbb\xbf")))
+	maps.DeleteFunc(seen, func(_ string, value json.RawMessage) bool { return string(value) == "null" })
+	return seen, bad
+}
+
+// object reads the members of a JSON object, none of which may be there twice.
+func object(body []byte) (map[string]json.RawMessage, *Error) {
 	if !bytes.HasPrefix(bytes.TrimLeft(body, " \t\r\n"), []byte("{")) || !json.Valid(body) {
 		return nil, notJSON()
 	}
@@ -66,7 +72,6 @@ func members(body []byte) (map[string]json.RawMessage, *Error) {
 		}
 		seen[member] = value
 	}
-	maps.DeleteFunc(seen, func(_ string, value json.RawMessage) bool { return string(value) == "null" })
 	return seen, nil
 }
 

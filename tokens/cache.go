@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
+	"maps"
 	mathrand "math/rand/v2"
 	"net/http"
 	"sync"
@@ -88,10 +89,10 @@ type Cache struct {
 	entries   map[key]*entry
 	sources   map[string]*Source
 	endpoints map[string]chan struct{}
+	gates     map[endpoint]*gate
+	users     *users // has locks of its own
 
-	gate   sync.Mutex // guards closed, and wg.Add against wg.Wait
-	closed bool
-	wg     sync.WaitGroup
+	crew
 }
 
 // New returns an empty cache. Close it to stop its work.
@@ -109,6 +110,8 @@ func New(cfg Config) *Cache {
 		entries:   map[key]*entry{},
 		sources:   map[string]*Source{},
 		endpoints: map[string]chan struct{}{},
+		gates:     map[endpoint]*gate{},
+		users:     newUsers(cfg.Now),
 	}
 	c.dir = &directory{
 		net: c.net, now: cfg.Now, dice: cfg.Dice, spawn: c.spawn, ctx: ctx, servers: map[server]*record{},
@@ -121,20 +124,24 @@ func New(cfg Config) *Cache {
 // Source returns the handle of an upstream on the credential it is lent. Equal
 // credentials share one token, fetch and failure, whatever the upstreams. The
 // same question gets the same handle. It makes no request: Warm or the first
-// Token does. An error means that the credential can never work as it is
+// Token does. A user-bound credential has no token of its own: its tokens are
+// those of TokenFor. An error means that the credential can never work as it is
 // written.
 func (c *Cache) Source(upstream string, o *policy.OAuth2) (*Source, error) {
 	cl, err := newClient(o, c.dir)
 	if err != nil {
 		return nil, fmt.Errorf("credential of upstream %q: %w", upstream, err)
 	}
-	k := keyOf(&cl.o, "")
+	k := keyOf(&cl.o)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	e := c.entries[k]
 	if e == nil {
 		e = &entry{cache: c, client: cl, slots: c.endpointSlots(cl.host)}
 		c.entries[k] = e
+		if cl.o.UserBound() {
+			e.crowd, e.tried = c.newCrowd(e, k), true
+		}
 	}
 	if s := c.sources[upstream]; s != nil && s.entry == e && s.grace == o.StaleGrace {
 		return s, nil
@@ -166,18 +173,25 @@ func (c *Cache) Retain(keep []*Source) {
 		names[s.entry] = append(names[s.entry], s.name)
 		c.sources[s.name] = s
 	}
-	hosts, servers := map[string]bool{}, map[server]bool{}
+	hosts, servers, gates := map[string]bool{}, map[server]bool{}, map[endpoint]bool{}
 	for k, e := range c.entries {
 		if names[e] == nil {
 			e.stop()
 			delete(c.entries, k)
+			if e.crowd != nil {
+				e.crowd.drop()
+			}
 			continue
 		}
 		e.shared(names[e])
 		hosts[e.client.host] = true
-		servers[e.client.server()] = true
+		for cl := e.client; cl != nil; cl = cl.idp {
+			servers[cl.server()] = true
+			gates[cl.endpoint()] = true
+		}
 	}
 	c.dir.retain(servers)
+	maps.DeleteFunc(c.gates, func(at endpoint, _ *gate) bool { return !gates[at] })
 	for host := range c.endpoints {
 		if !hosts[host] {
 			delete(c.endpoints, host)
@@ -219,27 +233,14 @@ func (c *Cache) Warm(ctx context.Context) {
 // Close stops all timers and fetches and waits for them. Calls that wait get an
 // error; tokens handed out stay good.
 func (c *Cache) Close() {
-	c.gate.Lock()
-	c.closed = true
-	c.gate.Unlock()
+	c.dismiss()
 	c.cancel()
 	c.mu.Lock()
 	for _, e := range c.entries {
 		e.stop()
 	}
 	c.mu.Unlock()
+	c.users.close()
 	c.wg.Wait()
 	c.net.close()
-}
-
-// spawn runs f in a goroutine that Close waits for. It reports false, and runs
-// nothing, once the cache is closed.
-func (c *Cache) spawn(f func()) bool {
-	c.gate.Lock()
-	defer c.gate.Unlock()
-	if c.closed {
-		return false
-	}
-	c.wg.Go(f)
-	return true
 }

@@ -32,6 +32,10 @@ type client struct {
 	// directory knows what the issuer says; last is what came of it last.
 	directory *directory
 	last      atomic.Pointer[target]
+	// wants is the token type of a token exchange (RFC 8693 §3), and idp the
+	// client that gets the assertion of an id_jag.
+	wants string
+	idp   *client
 }
 
 // granted is a checked answer.
@@ -73,6 +77,12 @@ func newClient(o *policy.OAuth2, d *directory) (*client, error) {
 	if err := cl.fill(); err != nil {
 		return nil, err
 	}
+	if cl.o.Grant == policy.TokenExchange {
+		cl.wants = typeAccessToken
+	}
+	if cl.idp, err = identityProvider(&cl.o, d); err != nil {
+		return nil, err
+	}
 	if err := d.net.check(trust{ca: o.CA, cert: o.Certificate}); err != nil {
 		return nil, err
 	}
@@ -101,11 +111,53 @@ func addressOf(o *policy.OAuth2) (*url.URL, error) {
 	return u, nil
 }
 
+// identityProvider returns the client that asks for the assertions of an id_jag,
+// nil for other grants. It names the resource that the token is for (rule U9),
+// and with no scopes of its own also the scopes.
+func identityProvider(o *policy.OAuth2, d *directory) (*client, error) {
+	if o.Grant != policy.IDJAG {
+		return nil, nil //nolint:nilnil // other grants have none
+	}
+	idp := *o.IDP
+	idp.Grant, idp.SubjectCaller, idp.IDP = policy.TokenExchange, true, nil
+	if idp.Resource == "" {
+		idp.Resource = o.Resource
+	}
+	if idp.Scopes == nil {
+		idp.Scopes = o.Scopes
+	}
+	if idp.Resource == "" || idp.Audience == "" {
+		return nil, errors.New("idp: want an audience, which is the issuer of the authorization server, and a resource")
+	}
+	cl, err := newClient(&idp, d)
+	if err != nil {
+		return nil, fmt.Errorf("idp: %w", err)
+	}
+	cl.wants = typeIDJAG
+	return cl, nil
+}
+
 // grantFits checks that something proves who asks.
 func grantFits(o *policy.OAuth2) error {
+	switch o.Grant {
+	case "", policy.ClientCredentials:
+		if o.SubjectCaller {
+			return errors.New("subject: the grant client_credentials has none")
+		}
+	case policy.JWTBearer:
+		if (o.Assertion == "") != o.SubjectCaller {
+			return errors.New("assertion: want either the file of a JWT or the caller as subject for the grant jwt_bearer")
+		}
+	case policy.TokenExchange, policy.IDJAG:
+		if !o.SubjectCaller {
+			return fmt.Errorf("subject: want the caller for the grant %s", o.Grant)
+		}
+	default:
+		return fmt.Errorf("grant %q: want client_credentials, jwt_bearer, token_exchange or id_jag", o.Grant)
+	}
 	switch {
-	case o.Grant == policy.JWTBearer && o.Assertion == "":
-		return errors.New("assertion: want the file of a JWT for the grant jwt_bearer, got none")
+	case (o.Grant == policy.IDJAG) != (o.IDP != nil):
+		return errors.New("idp: want one for the grant id_jag, and for no other")
 	case o.AuthMethod == policy.NoClientAuth && o.Grant != policy.JWTBearer:
 		return errors.New("auth_method none: want the grant jwt_bearer, or a proof of the client")
 	case o.ClientID == "" && o.AuthMethod != policy.NoClientAuth:
@@ -157,7 +209,8 @@ func (cl *client) fill() error {
 	for _, p := range cl.o.Params {
 		switch p.Name {
 		case "", "grant_type", "assertion", "client_id", "client_secret", "scope", "resource", "audience",
-			"client_assertion", "client_assertion_type":
+			"client_assertion", "client_assertion_type", "requested_token_type",
+			"subject_token", "subject_token_type", "actor_token", "actor_token_type":
 			return fmt.Errorf("params: %q is not for params: it has a key of its own, or none", p.Name)
 		}
 		if cl.params.Has(p.Name) {

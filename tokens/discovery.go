@@ -39,6 +39,8 @@ type directory struct {
 type server struct {
 	issuer, ca string
 	plaintext  bool
+	// keys asks for the issuer's keys, not for its token endpoint.
+	keys bool
 }
 
 // record is what is known of a server.
@@ -55,6 +57,7 @@ type metadata struct {
 	url             string // of the document
 	endpoint, alias string // alias is the one for mutual TLS
 	methods, algs   []string
+	keys            string // jwks_uri, read for those who ask for it
 }
 
 // about returns what the issuer says of itself: at once if that is known, else
@@ -154,11 +157,8 @@ func (d *directory) fetch(ctx context.Context, s server) (*metadata, *Error) {
 	}
 	for _, u := range metadataURLs(s.issuer) {
 		m, missing, bad := ask(ctx, base, u, s, d.now)
-		if bad != nil {
-			return nil, bad
-		}
 		if !missing {
-			return m, nil
+			return m, bad
 		}
 	}
 	return nil, refused("no_metadata", "%s has no metadata (RFC 8414 or OpenID Connect Discovery): correct issuer, or write token_url in its place", s.issuer)
@@ -183,43 +183,50 @@ func metadataURLs(issuer string) []string {
 
 // ask reads one document.
 func ask(ctx context.Context, base http.RoundTripper, from string, s server, now func() time.Time) (m *metadata, missing bool, bad *Error) {
+	body, _, bad := get(ctx, base, from, "metadata", now)
+	if bad == nil {
+		if m, bad = parseMetadata(body, s); bad != nil {
+			bad.Status = http.StatusOK
+		}
+	}
+	if bad != nil {
+		return nil, bad.Status == http.StatusNotFound, bad
+	}
+	m.url = from
+	return m, false, nil
+}
+
+// get reads a public document; what names it in errors.
+func get(ctx context.Context, base http.RoundTripper, from, what string, now func() time.Time) ([]byte, http.Header, *Error) {
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, from, http.NoBody)
 	if err != nil {
-		return nil, false, refused("bad_request", "no request for metadata could be made of the issuer: correct it")
+		return nil, nil, refused("bad_request", "no request for %s could be made of the issuer: correct it", what)
 	}
 	wants(r.Header)
 	host := r.URL.Host
 	resp, err := base.RoundTrip(r) // not a http.Client: no redirects, no cookies
 	if err != nil {
-		return nil, false, networkError(host, err)
+		return nil, nil, networkError(host, err)
 	}
 	defer func() { _ = resp.Body.Close() }()
-	status := resp.StatusCode
-	switch {
-	case status == http.StatusNotFound:
-		return nil, true, nil
+	var bad *Error
+	var body []byte
+	switch status := resp.StatusCode; {
 	case status == http.StatusOK:
+		body, bad = readBody(host, resp)
 	case status >= 300 && status < 400:
-		bad = refused("redirect_refused", "%s answered %d for its metadata: redirects are not followed; set issuer to its final address", host, status)
+		bad = refused("redirect_refused", "%s answered %d for its %s: redirects are not followed; name its final address", host, status, what)
 	case status >= 500 || status == http.StatusTooManyRequests:
-		bad = unavailable(fmt.Sprintf("http_%d", status), "%s answered %d for its metadata", host, status)
+		bad = unavailable(fmt.Sprintf("http_%d", status), "%s answered %d for its %s", host, status, what)
 		bad.after = retryAfter(resp.Header, now())
 	default:
-		bad = refused(fmt.Sprintf("http_%d", status), "%s answered %d for its metadata", host, status)
-	}
-	var body []byte
-	if bad == nil {
-		body, bad = readBody(host, resp)
-	}
-	if bad == nil {
-		m, bad = parseMetadata(body, s)
+		bad = refused(fmt.Sprintf("http_%d", status), "%s answered %d for its %s", host, status, what)
 	}
 	if bad != nil {
-		bad.Status = status
-		return nil, false, bad
+		bad.Status = resp.StatusCode
+		return nil, nil, bad
 	}
-	m.url = from
-	return m, false, nil
+	return body, resp.Header, nil
 }
 
 // parseMetadata takes a document that names this very issuer: compared as
@@ -233,6 +240,13 @@ func parseMetadata(body []byte, s server) (*metadata, *Error) {
 	}
 	if got := text(fields["issuer"]); got != s.issuer {
 		return nil, refused("issuer_mismatch", "the metadata of %s is that of issuer %q: they must be equal to the letter; correct issuer if that is the right one", s.issuer, oneLine(got, maxQuote))
+	}
+	if s.keys {
+		m := &metadata{keys: text(fields["jwks_uri"])}
+		if !usable(m.keys, s) {
+			return nil, refused("jwks_uri", "the metadata of %s names no jwks_uri that can be trusted: want an https URL without password and fragment, or write jwks_url", s.issuer)
+		}
+		return m, nil
 	}
 	m := &metadata{endpoint: text(fields["token_endpoint"])}
 	if !usable(m.endpoint, s) {
@@ -305,7 +319,9 @@ func (cl *client) target(ctx context.Context) (target, *Error) {
 }
 
 // server names the issuer for the directory.
-func (cl *client) server() server { return server{cl.o.Issuer, cl.o.CA, cl.o.AllowPlaintext} }
+func (cl *client) server() server {
+	return server{issuer: cl.o.Issuer, ca: cl.o.CA, plaintext: cl.o.AllowPlaintext}
+}
 
 // choose settles how the client authenticates, by what the server offers and
 // never by trial (rule U5). A server that does not say is taken to know what was

@@ -27,6 +27,10 @@ type entry struct {
 	cache  *Cache
 	client *client
 	slots  chan struct{} // background fetches at this endpoint
+	// crowd is set for a credential of users, which has no token itself, and
+	// user for the token of one of them.
+	crowd *crowd
+	user  *user
 
 	current atomic.Pointer[Token]
 
@@ -140,6 +144,9 @@ func (e *entry) join(now time.Time) (*flight, error) {
 	if e.flight != nil {
 		return e.flight, nil
 	}
+	if e.user != nil && e.user.who == nil {
+		return nil, subjectGone()
+	}
 	if err := e.held(now); err != nil {
 		return nil, err
 	}
@@ -152,6 +159,9 @@ func (e *entry) join(now time.Time) (*flight, error) {
 // held returns the failure that is too young to try again, or nil. mu is held.
 func (e *entry) held(now time.Time) *Error {
 	if e.fail.err == nil || !now.Before(e.fail.next) || e.secretChanged() {
+		if e.user != nil {
+			return e.user.crowd.held(now)
+		}
 		return nil
 	}
 	return e.fail.err.in(e.fail.next.Sub(now))
@@ -223,6 +233,10 @@ func (f *flight) wait(ctx context.Context) (*Token, error) {
 
 // fly makes the token request and lands its result.
 func (e *entry) fly(f *flight) {
+	if e.user != nil {
+		e.user.fly(f)
+		return
+	}
 	ctx, cancel := context.WithTimeout(e.cache.ctx, e.cache.deadline)
 	defer cancel()
 	start := e.cache.cfg.Now()
@@ -248,19 +262,21 @@ func (e *entry) fly(f *flight) {
 }
 
 // proof reads the client's secrets.
-func (e *entry) proof() (proof, *Error) {
+func (e *entry) proof() (proof, *Error) { return e.cache.prove(e.client) }
+
+func (c *Cache) prove(cl *client) (proof, *Error) {
 	var p proof
 	for _, s := range []struct {
 		ref  policy.SecretRef
 		into *string
 		what string
 	}{
-		{e.client.o.ClientSecret, &p.secret, "client secret"}, {e.client.o.PrivateKey, &p.key, "private key"},
+		{cl.o.ClientSecret, &p.secret, "client secret"}, {cl.o.PrivateKey, &p.key, "private key"},
 	} {
 		if s.ref.IsZero() {
 			continue
 		}
-		v, err := e.cache.cfg.Secrets.Secret(s.ref)
+		v, err := c.cfg.Secrets.Secret(s.ref)
 		if err != nil || v.Reveal() == "" {
 			// The store's own words are not repeated: they are logged where
 			// they arise, and nobody here can tell what they hold.
@@ -318,6 +334,10 @@ func (e *entry) arm(now time.Time, d time.Duration) {
 		return
 	}
 	e.wake = now.Add(d)
+	if e.user != nil {
+		e.user.plan(e.wake)
+		return // who asks next looks at the time: no timer for each user
+	}
 	if e.fail.err != nil && e.fail.err.permanent {
 		d = min(d, secretPoll)
 	}
@@ -329,6 +349,9 @@ func (e *entry) arm(now time.Time, d time.Duration) {
 func (e *entry) disarm() {
 	e.gen++
 	e.wake = time.Time{}
+	if e.user != nil {
+		e.user.renew.Store(nil)
+	}
 	if e.timer != nil {
 		e.timer.Stop()
 		e.timer = nil
@@ -402,6 +425,13 @@ func (e *entry) shared(names []string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.names = slices.Compact(slices.Sorted(slices.Values(names)))
+}
+
+// upstreams lists those who use the entry.
+func (e *entry) upstreams() []string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.names
 }
 
 // report is what a landing has to tell the world.

@@ -53,6 +53,8 @@ type Error struct {
 	permanent bool
 	// after is what the endpoint itself asked for with Retry-After.
 	after time.Duration
+	// secondHand marks what another request found out: none was made.
+	secondHand bool
 	// cause is the end of a caller's own context, for errors.Is.
 	cause error
 }

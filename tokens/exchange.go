@@ -98,7 +98,7 @@ func (x *exchange) judge(resp *http.Response) *Error {
 		err = x.oauthError(a, status)
 	}
 	if err == nil {
-		err = a.accept(&x.client.o, &x.got)
+		err = a.take(x.client, &x.got)
 	}
 	if err != nil {
 		err.Text = host + ": " + err.Text

@@ -36,6 +36,8 @@ type proof struct {
 	key    string // the private key
 	// assertion is the JWT of the jwt_bearer grant.
 	assertion string
+	// subject is the user of a grant that has one.
+	subject *Principal
 }
 
 // identity is how one token request names and proves its client: exactly one
@@ -52,11 +54,7 @@ type identity struct {
 // identify makes the identity of one attempt. Nothing of it is used twice.
 func (cl *client) identify(at target, p proof, now time.Time) (identity, *Error) {
 	id := identity{style: oauth2.AuthStyleInParams, id: cl.o.ClientID, params: url.Values{}}
-	if cl.o.Grant == policy.JWTBearer {
-		// x/oauth2 lets this one parameter of its own be replaced.
-		id.params.Set("grant_type", jwtBearer)
-		id.params.Set("assertion", p.assertion)
-	}
+	shown := cl.ground(p, id.params)
 	switch at.method {
 	case policy.ClientSecretBasic:
 		id.style, id.secret = oauth2.AuthStyleInHeader, p.secret
@@ -77,8 +75,40 @@ func (cl *client) identify(at target, p proof, now time.Time) (identity, *Error)
 		id.params.Set("client_assertion", jwt)
 	case policy.TLSClientAuth, policy.SelfSignedTLSClientAuth, policy.NoClientAuth:
 	}
-	id.hidden = newRedactor(id.id, id.secret, p.assertion, id.params.Get("client_assertion"))
+	id.hidden = newRedactor(id.id, id.secret, append(shown, id.params.Get("client_assertion"))...)
 	return id, nil
+}
+
+// ground sets the grant and what it rests on, and returns what of it no error
+// may quote.
+func (cl *client) ground(p proof, params url.Values) (hidden []string) {
+	set := func(grant, name, jwt string) {
+		// x/oauth2 lets this one parameter of its own be replaced.
+		params.Set("grant_type", grant)
+		params.Set(name, jwt)
+		hidden = append(hidden, jwt)
+		if p.subject != nil {
+			// What a JWT says of a person is not for a log either.
+			hidden = append(hidden, strings.Split(jwt, ".")...)
+		}
+	}
+	switch cl.o.Grant {
+	case policy.ClientCredentials:
+	case policy.JWTBearer, policy.IDJAG:
+		if cl.o.Grant == policy.JWTBearer && p.subject != nil {
+			p.assertion = p.subject.token()
+		}
+		set(jwtBearer, "assertion", p.assertion)
+	case policy.TokenExchange:
+		set(tokenExchange, "subject_token", p.subject.token())
+		kind := typeAccessToken
+		if p.subject.IDToken {
+			kind = typeIDToken
+		}
+		params.Set("subject_token_type", kind)
+		params.Set("requested_token_type", cl.wants)
+	}
+	return hidden
 }
 
 // assert signs a client assertion (RFC 7523 §3 and RFC 7523bis): the issuer is
@@ -122,7 +152,7 @@ func (cl *client) assert(text string, algs []string, now time.Time) (string, err
 // workload reads the platform's JWT, anew for each request: platforms write a
 // new one long before the old one ends (rule U12).
 func (cl *client) workload() (string, *Error) {
-	if cl.o.Grant != policy.JWTBearer {
+	if cl.o.Grant != policy.JWTBearer || cl.o.SubjectCaller {
 		return "", nil
 	}
 	unusable := func(why string) *Error {

@@ -3,6 +3,7 @@ package tokens
 import (
 	"reflect"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -17,7 +18,7 @@ func TestO15_T9_EveryPartIsInTheKey(t *testing.T) {
 	base := *spec("https://as.company.com/token")
 	base.Audience, base.CA = "aud", "ca.pem"
 	base.Params = []policy.Param{{Name: "a", Value: "b"}}
-	want := keyOf(&base, "")
+	want := keyOf(&base)
 	changes := map[string]func(*policy.OAuth2){
 		"TokenURL":          func(o *policy.OAuth2) { o.TokenURL += "x" },
 		"Issuer":            func(o *policy.OAuth2) { o.Issuer = "https://as.company.com" },
@@ -56,19 +57,41 @@ func TestO15_T9_EveryPartIsInTheKey(t *testing.T) {
 		}
 		o := base
 		change(&o)
-		if keyOf(&o, "") == want {
+		if keyOf(&o) == want {
 			t.Errorf("OAuth2.%s is not in the key", f.Name)
 		}
 	}
-	if keyOf(&base, "user") == want {
-		t.Error("the principal must be in the key")
+}
+
+// TestO15_T9_ThePrincipalIsInTheKey: issuer, subject, the hash of the token and
+// its type, each on its own, and no two of them by the place of a border.
+func TestO15_T9_ThePrincipalIsInTheKey(t *testing.T) {
+	base := keyOf(spec("https://as/token"))
+	person := func(issuer, subject, token string, id bool) *Principal {
+		return newPrincipal(Principal{Issuer: issuer, Subject: subject, IDToken: id}, token)
+	}
+	seen := map[key]string{base: "the credential"}
+	for name, p := range map[string]*Principal{
+		"alice": person("https://idp", "alice", "t", false), "border": person("https://idpa", "lice", "t", false),
+		"empty subject": person("https://idpalice", "", "t", false), "empty issuer": person("", "https://idpalice", "t", false),
+		"other token": person("https://idp", "alice", "u", false), "ID token": person("https://idp", "alice", "t", true),
+		"bob": person("https://idp", "bob", "t", false), "long": person("https://idp", strings.Repeat("a", 1000), "t", false),
+	} {
+		k := base.of(p)
+		if other, ok := seen[k]; ok {
+			t.Errorf("%s and %s share a key", name, other)
+		}
+		seen[k] = name
+		if k != base.of(p) || k == keyOf(spec("https://other/token")).of(p) {
+			t.Errorf("%s: want a key that stays, and another for another credential", name)
+		}
 	}
 }
 
 func TestO15_ScopesAreASet(t *testing.T) {
 	a, b := *spec("https://as/token"), *spec("https://as/token")
 	b.Scopes = []string{"mcp.write", "mcp.read", "mcp.read"}
-	if keyOf(&a, "") != keyOf(&b, "") {
+	if keyOf(&a) != keyOf(&b) {
 		t.Error("the order of scopes must not matter")
 	}
 }
@@ -96,14 +119,14 @@ func TestT9_NeighboursDoNotCollide(t *testing.T) {
 			a, b := policy.OAuth2{}, policy.OAuth2{}
 			*fields[j](&a), *fields[i](&a) = "ab", ""
 			*fields[j](&b), *fields[i](&b) = "a", "b"
-			if keyOf(&a, "") == keyOf(&b, "") {
+			if keyOf(&a) == keyOf(&b) {
 				t.Errorf("parts %d and %d collide", j, i)
 			}
 		}
 	}
 	a := policy.OAuth2{Scopes: []string{"x", "y"}}
 	b := policy.OAuth2{Scopes: []string{"x"}, Params: []policy.Param{{Name: "y"}}}
-	if keyOf(&a, "") == keyOf(&b, "") {
+	if keyOf(&a) == keyOf(&b) {
 		t.Error("scopes and params collide")
 	}
 }
@@ -127,8 +150,8 @@ func TestT9_PartsDoNotCollide(t *testing.T) {
 	}
 	rapid.Check(t, func(rt *rapid.T) {
 		a, b := draw(rt), draw(rt)
-		pa, pb := word.Draw(rt, "principal"), word.Draw(rt, "principal")
-		same := keyOf(a, pa) == keyOf(b, pb)
+		pa, pb := word.Draw(rt, "subject"), word.Draw(rt, "subject")
+		same := keyOf(a).of(newPrincipal(Principal{Subject: pa}, "t")) == keyOf(b).of(newPrincipal(Principal{Subject: pb}, "t"))
 		for _, o := range []*policy.OAuth2{a, b} {
 			o.Scopes = slices.Compact(slices.Sorted(slices.Values(o.Scopes)))
 		}

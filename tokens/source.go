@@ -37,6 +37,9 @@ type Source struct {
 // expired token that this upstream has not refused stands in while the endpoint
 // is unavailable. Errors are *Error.
 func (s *Source) Token(ctx context.Context) (*Token, error) {
+	if s.UserBound() {
+		return nil, userBound(s.name)
+	}
 	now := s.now()
 	if t := s.entry.alive(now); t != nil {
 		return t, nil
@@ -76,17 +79,27 @@ func (s *Source) Name() string { return s.name }
 // one is returned. When the upstream keeps refusing new tokens, the answer is an
 // *Error of kind Rejected. Never call it for a 403: that token was accepted.
 func (s *Source) Replace(ctx context.Context, rejected []byte) (*Token, error) {
+	if s.UserBound() {
+		return nil, userBound(s.name)
+	}
 	if t := s.entry.current.Load(); t != nil && bytes.Equal(t.Authorization(), rejected) {
 		s.barred.Store(t)
 	}
 	return s.entry.replace(ctx, s.now(), rejected, s.bucket.take)
 }
 
-// Tried reports whether a fetch has ended, one way or the other.
+func userBound(name string) *Error {
+	return refused("user_bound", "the credential of %s is the caller's: no token can be had without one", name)
+}
+
+// Tried reports whether a fetch has ended, one way or the other. For a
+// user-bound credential it is always true: there is nothing to try before a
+// user comes.
 func (s *Source) Tried() bool { return s.entry.wasTried() }
 
-// Ready reports whether there is a living token.
-func (s *Source) Ready() bool { return s.entry.alive(s.now()) != nil }
+// Ready reports whether there is a living token. For a user-bound credential it
+// is always true, as Tried is.
+func (s *Source) Ready() bool { return s.UserBound() || s.entry.alive(s.now()) != nil }
 
 // Status is how a credential stands. Nothing in it is secret.
 type Status struct {
@@ -131,6 +144,11 @@ type Status struct {
 	Stale bool `json:"stale,omitempty"`
 	// Fetching is whether a token request is under way.
 	Fetching bool `json:"fetching"`
+	// UserBound is whether each caller gets a token of its own, and Users how
+	// many have one here, or are about to. Failures, LastError, Code and
+	// NextTry are then those that all users share, and the rest is empty.
+	UserBound bool  `json:"user_bound,omitempty"`
+	Users     int64 `json:"users,omitzero"`
 }
 
 // Status describes the credential for /status and the command line.
@@ -147,6 +165,10 @@ func (s *Source) Status() Status {
 	if at := e.client.last.Load(); at != nil {
 		st.Endpoint, st.AuthMethod = at.url, string(at.method)
 		st.Metadata, st.Offered = at.found.url, slices.Clone(at.found.methods)
+	}
+	if e.crowd != nil {
+		e.crowd.describe(&st)
+		return st
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()

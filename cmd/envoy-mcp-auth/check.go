@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -27,29 +28,43 @@ type checkReport struct {
 	Faults   []policy.Fault  `json:"faults"`
 	Warnings []policy.Fault  `json:"warnings"`
 	Findings []envoy.Finding `json:"envoy_findings"`
+	// Discovered is what --discover found.
+	Discovered []discovered `json:"discovered,omitempty"`
+}
+
+// clean reports whether nothing is wrong.
+func (r *checkReport) clean() bool {
+	return len(r.Faults)+len(r.Findings) == 0 && !slices.ContainsFunc(r.Discovered, func(d discovered) bool { return len(d.Findings) > 0 })
 }
 
 func newCheck(st streams) *cobra.Command {
 	src := source{st: st}
 	var envoyFile string
+	var online bool
 	var f format
 	cmd := &cobra.Command{
 		Use:   "check",
 		Short: "Name every fault of a policy and every unsafe setting of an Envoy configuration",
 		Long: "Reads the policy as serve would, secrets and certificates included, and names all faults at once with file, line\n" +
 			"and key. With --envoy it also reads an Envoy configuration (YAML or JSON) or the answer of\n" +
-			"/config_dump, and names each setting that would let a request past the policy.",
+			"/config_dump, and names each setting that would let a request past the policy. With --discover\n" +
+			"it asks every issuer for its metadata (RFC 8414), and every upstream with discover: true for its\n" +
+			"own (RFC 9728), and names where they differ from the policy; no token is asked for. Without, it\n" +
+			"asks nobody but secret stores.",
 		Example: "  envoy-mcp-auth check -c policy.yaml --envoy envoy.yaml",
 		Args:    cobra.NoArgs,
-		RunE: func(*cobra.Command, []string) error {
-			report, err := check(&src, envoyFile)
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			report, set, err := check(&src, envoyFile)
+			if err == nil && online && set != nil && len(report.Faults) == 0 {
+				report.Discovered, err = discover(cmd.Context(), set, st)
+			}
 			if err != nil {
 				return err
 			}
 			if err := f.print(st.out, report, func() error { return report.text(st.out) }); err != nil {
 				return err
 			}
-			if len(report.Faults)+len(report.Findings) > 0 {
+			if !report.clean() {
 				return errFound
 			}
 			return nil
@@ -58,10 +73,12 @@ func newCheck(st streams) *cobra.Command {
 	src.bind(cmd, false)
 	f.bind(cmd)
 	cmd.Flags().StringVar(&envoyFile, "envoy", "", "Envoy configuration or config_dump to check too")
+	cmd.Flags().BoolVar(&online, "discover", false, "ask issuers and upstreams what they say of themselves, and compare")
 	return cmd
 }
 
-func check(src *source, envoyFile string) (*checkReport, error) {
+// check returns the policy too, nil when it has faults.
+func check(src *source, envoyFile string) (*checkReport, *policy.Set, error) {
 	report := &checkReport{Policy: src.file, Faults: []policy.Fault{}, Warnings: []policy.Fault{}, Findings: []envoy.Finding{}}
 	set, err := src.load()
 	var faults policy.Faults
@@ -69,7 +86,7 @@ func check(src *source, envoyFile string) (*checkReport, error) {
 	case errors.As(err, &faults):
 		report.Faults = faults
 	case err != nil:
-		return nil, err
+		return nil, nil, err
 	default:
 		report.Warnings = append(report.Warnings, set.Warnings...)
 		for _, err := range unusable(set, src.st.env) {
@@ -77,18 +94,18 @@ func check(src *source, envoyFile string) (*checkReport, error) {
 		}
 	}
 	if envoyFile == "" {
-		return report, nil
+		return report, set, nil
 	}
 	b, err := os.ReadFile(envoyFile) //nolint:gosec // the operator names the file
 	if err != nil {
-		return nil, fmt.Errorf("reading the Envoy configuration: %w; give the path of an existing file with --envoy", err)
+		return nil, nil, fmt.Errorf("reading the Envoy configuration: %w; give the path of an existing file with --envoy", err)
 	}
 	found, err := envoy.Check(envoyFile, b, set)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	report.Findings = append(report.Findings, found...)
-	return report, nil
+	return report, set, nil
 }
 
 // unusable names what serve would stumble over when it opens what the policy
@@ -132,7 +149,10 @@ func (r *checkReport) text(w io.Writer) error {
 	for _, f := range r.Findings {
 		fmt.Fprintf(&b, "unsafe: %s\n", f)
 	}
-	if len(r.Faults)+len(r.Findings) == 0 {
+	for i := range r.Discovered {
+		r.Discovered[i].text(&b)
+	}
+	if r.clean() {
 		fmt.Fprintf(&b, "ok: %s", r.Policy)
 		if len(r.Warnings) > 0 {
 			fmt.Fprintf(&b, " (%s)", plural(len(r.Warnings), "warning"))

@@ -13,6 +13,7 @@ const (
 	assertionType = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 	assertionTyp  = "client-authentication+jwt"
 	jwtBearer     = "urn:ietf:params:oauth:grant-type:jwt-bearer" //nolint:gosec // a name of RFC 7523, no secret
+	platform      = "https://platform.test"
 	// assertionLife is the most an assertion may have left to live.
 	assertionLife = time.Minute
 )
@@ -118,7 +119,7 @@ func (s *Server) checkClaims(id string, c assertionClaims) string {
 func (s *Server) Workload(subject string, life time.Duration) string {
 	now := s.cfg.Now()
 	payload, err := json.Marshal(assertionClaims{
-		Issuer: "https://platform.test", Subject: subject, Audience: s.cfg.Issuer,
+		Issuer: platform, Subject: subject, Audience: s.cfg.Issuer,
 		IssuedAt: now.Unix(), Expiry: now.Add(life).Unix(), ID: rand.Text(),
 	})
 	if err != nil {
@@ -133,6 +134,18 @@ func (s *Server) Workload(subject string, life time.Duration) string {
 		return ""
 	}
 	return text
+}
+
+// isWorkload reports whether an assertion says it is the platform's, or nothing
+// that could be read.
+func (s *Server) isWorkload(text string) bool {
+	jws, err := jose.ParseSignedCompact(text, algorithms())
+	if err != nil {
+		return true
+	}
+	var c assertionClaims
+	_ = json.Unmarshal(jws.UnsafePayloadWithoutVerification(), &c)
+	return c.Issuer == platform
 }
 
 // workload checks a platform's JWT (RFC 7523 §3). It may be shown again until it ends.

@@ -59,7 +59,8 @@ func (s *Server) serveMetadata(w http.ResponseWriter, r *http.Request) {
 	}
 	meta := map[string]any{
 		"issuer": s.cfg.Issuer, "token_endpoint": s.TokenURL(), "jwks_uri": s.JWKSURL(),
-		"grant_types_supported":                            []string{"client_credentials"},
+		"grant_types_supported":                            []string{"client_credentials", jwtBearer, tokenExchange},
+		"authorization_grant_profiles_supported":           []string{"urn:ietf:params:oauth:grant-profile:id-jag"},
 		"response_types_supported":                         []string{},
 		"token_endpoint_auth_methods_supported":            []string{"client_secret_basic", "client_secret_post", "private_key_jwt"},
 		"token_endpoint_auth_signing_alg_values_supported": algorithms(),

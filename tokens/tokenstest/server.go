@@ -36,6 +36,8 @@ type Client struct {
 	// Methods are the authentication methods it may use; nil means all that
 	// it has the means for.
 	Methods []string
+	// Grants are the grant types it may use; nil means all.
+	Grants []string
 	// Scopes, Resources and Audiences are what it may ask for; nil means anything.
 	Scopes, Resources, Audiences []string
 	// NeedsResource refuses requests without a resource (RFC 8707).
@@ -49,6 +51,9 @@ type Config struct {
 	// Workloads are what the subjects of a platform's JWTs may ask for, by the
 	// grant of RFC 7523 §2.1. Workload makes such JWTs.
 	Workloads map[string]Client
+	// Trust holds the keys of other issuers whose tokens about users are taken
+	// as subject tokens and assertions. The server's own always are.
+	Trust map[string]jose.JSONWebKeySet
 	// Addr is the address to listen on; empty means a free port of 127.0.0.1.
 	Addr string
 	// TLS turns on https with a certificate of the server's own authority
@@ -120,6 +125,11 @@ type Server struct {
 	fault    Fault
 	left     int // requests the fault still has, -1 for all
 	serial   int
+
+	jwks       jwks
+	disabled   []string // users
+	answerEdit func(map[string]any)
+	idJAGEdit  func(*string, map[string]any)
 
 	metadataPaths []string // of the requests for metadata
 	metadataFault Fault

@@ -25,8 +25,9 @@ import (
 
 // signer is one key with its public half.
 type signer struct {
-	sign   jose.Signer
-	public jose.JSONWebKey
+	sign    jose.Signer
+	public  jose.JSONWebKey
+	private jose.SigningKey
 }
 
 func quiet() *log.Logger { return log.New(io.Discard, "", 0) }
@@ -42,7 +43,8 @@ func (s *Server) rotate() error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	id := "key-" + strconv.Itoa(len(s.keys)+1)
+	s.jwks.made++
+	id := "key-" + strconv.Itoa(s.jwks.made)
 	key := jose.SigningKey{Algorithm: alg, Key: jose.JSONWebKey{Key: private, KeyID: id}}
 	sign, err := jose.NewSigner(key, (&jose.SignerOptions{}).WithType("at+jwt"))
 	if err != nil {
@@ -50,7 +52,7 @@ func (s *Server) rotate() error {
 	}
 	s.keys = append(s.keys, signer{sign, jose.JSONWebKey{
 		Key: private.Public(), KeyID: id, Algorithm: string(alg), Use: "sig",
-	}})
+	}, key})
 	return nil
 }
 
@@ -82,7 +84,7 @@ type claims struct {
 }
 
 // issue signs a token for a checked request.
-func (s *Server) issue(clientID, audience, scope string) (token string, life time.Duration, err error) {
+func (s *Server) issue(subject, clientID, audience, scope string) (token string, life time.Duration, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := s.cfg.Now()
@@ -95,7 +97,7 @@ func (s *Server) issue(clientID, audience, scope string) (token string, life tim
 	}
 	s.serial++
 	c := claims{
-		Issuer: s.cfg.Issuer, Subject: clientID, ClientID: clientID, Audience: audience, Scope: scope,
+		Issuer: s.cfg.Issuer, Subject: subject, ClientID: clientID, Audience: audience, Scope: scope,
 		IssuedAt: now.Unix(), Expiry: now.Add(s.cfg.Lifetime).Unix(), ID: strconv.Itoa(s.serial) + "-" + rand.Text(),
 	}
 	token, err = jwt.Signed(s.keys[len(s.keys)-1].sign).Claims(c).Serialize()
@@ -125,19 +127,37 @@ func (s *Server) serveToken(w http.ResponseWriter, r *http.Request) {
 	if ok && s.misbehave(fault, w, r, string(raw), form) {
 		return
 	}
-	token, life, scope, bad := s.grant(r, form)
+	a, bad := s.grant(r, form)
 	if bad != nil {
 		bad.write(w)
 		return
 	}
-	writeJSON(w, http.StatusOK, answer{token, "Bearer", int64(life / time.Second), scope})
+	writeJSON(w, http.StatusOK, s.edited(a))
+}
+
+// edited is an answer with what EditAnswer changes.
+func (s *Server) edited(a answer) any {
+	s.mu.Lock()
+	edit := s.answerEdit
+	s.mu.Unlock()
+	if edit == nil {
+		return a
+	}
+	var members map[string]any
+	b, err := json.Marshal(a)
+	if err != nil || json.Unmarshal(b, &members) != nil {
+		return a
+	}
+	edit(members)
+	return members
 }
 
 type answer struct {
-	AccessToken string `json:"access_token"`
-	TokenType   string `json:"token_type"`
-	ExpiresIn   int64  `json:"expires_in"`
-	Scope       string `json:"scope,omitempty"`
+	AccessToken     string `json:"access_token"`
+	TokenType       string `json:"token_type"`
+	ExpiresIn       int64  `json:"expires_in"`
+	Scope           string `json:"scope,omitempty"`
+	IssuedTokenType string `json:"issued_token_type,omitempty"`
 }
 
 // oauthError is an error answer of RFC 6749 §5.2.
@@ -162,47 +182,76 @@ func writeJSON(w http.ResponseWriter, status int, v any) {
 }
 
 // grant checks a token request and issues.
-func (s *Server) grant(r *http.Request, form url.Values) (token string, life time.Duration, scope string, bad *oauthError) {
+func (s *Server) grant(r *http.Request, form url.Values) (answer, *oauthError) {
 	if bad := malformed(r, form); bad != nil {
-		return "", 0, "", bad
+		return answer{}, bad
 	}
-	id, c, bad := s.granted(r, form)
+	kind := form.Get("grant_type")
+	if kind == jwtBearer && s.isWorkload(form.Get("assertion")) {
+		return s.workloadGrant(r, form)
+	}
+	id, c, bad := s.authenticate(r, form)
+	switch {
+	case kind != "client_credentials" && kind != jwtBearer && kind != tokenExchange:
+		return answer{}, &oauthError{400, "unsupported_grant_type", "want client_credentials, " + jwtBearer + " or " + tokenExchange, false}
+	case bad != nil:
+		return answer{}, bad
+	case c.Grants != nil && !slices.Contains(c.Grants, kind):
+		return answer{}, &oauthError{400, "unauthorized_client", "the client may not use this grant", false}
+	case kind == tokenExchange:
+		return s.exchange(id, c, form)
+	case kind == jwtBearer:
+		return s.bearer(id, c, form)
+	}
+	scope, target, bad := s.target(c, form)
 	if bad != nil {
-		return "", 0, "", bad
+		return answer{}, bad
 	}
-	scope = form.Get("scope")
-	for one := range strings.FieldsSeq(scope) {
-		if !admits(c.Scopes, one) {
-			return "", 0, "", &oauthError{400, "invalid_scope", "a scope is not for this client", false}
-		}
-	}
-	resource, audience := form.Get("resource"), form.Get("audience")
-	if !admits(c.Resources, resource) || !admits(c.Audiences, audience) || resource == "" && c.NeedsResource {
-		return "", 0, "", &oauthError{400, "invalid_target", "the resource or audience is not for this client", false}
-	}
-	token, life, err := s.issue(id, cmp.Or(resource, audience, s.cfg.Issuer), scope)
-	if err != nil {
-		return "", 0, "", &oauthError{500, "server_error", "signing failed", false}
-	}
-	return token, life, scope, nil
+	return s.grantTo(id, id, target, scope)
 }
 
-// granted returns whom the grant is for.
-func (s *Server) granted(r *http.Request, form url.Values) (string, Client, *oauthError) {
-	switch form.Get("grant_type") {
-	case "client_credentials":
-		return s.authenticate(r, form)
-	case jwtBearer:
-	default:
-		return "", Client{}, &oauthError{400, "unsupported_grant_type", "want client_credentials or " + jwtBearer, false}
-	}
+// workloadGrant is the grant of RFC 7523 §2.1 for a platform's JWT. It needs no
+// client; one that is named must prove itself.
+func (s *Server) workloadGrant(r *http.Request, form url.Values) (answer, *oauthError) {
 	_, _, basic := r.BasicAuth()
 	if basic || form.Has("client_id") || form.Has("client_secret") || form.Has("client_assertion") {
 		if _, _, bad := s.authenticate(r, form); bad != nil {
-			return "", Client{}, bad
+			return answer{}, bad
 		}
 	}
-	return s.workload(form.Get("assertion"))
+	id, c, bad := s.workload(form.Get("assertion"))
+	if bad != nil {
+		return answer{}, bad
+	}
+	scope, target, bad := s.target(c, form)
+	if bad != nil {
+		return answer{}, bad
+	}
+	return s.grantTo(id, id, target, scope)
+}
+
+// target checks what the token is to be for.
+func (s *Server) target(c Client, form url.Values) (scope, audience string, bad *oauthError) {
+	scope = form.Get("scope")
+	for one := range strings.FieldsSeq(scope) {
+		if !admits(c.Scopes, one) {
+			return "", "", &oauthError{400, "invalid_scope", "a scope is not for this client", false}
+		}
+	}
+	resource, aud := form.Get("resource"), form.Get("audience")
+	if !admits(c.Resources, resource) || !admits(c.Audiences, aud) || resource == "" && c.NeedsResource {
+		return "", "", &oauthError{400, "invalid_target", "the resource or audience is not for this client", false}
+	}
+	return scope, cmp.Or(resource, aud, s.cfg.Issuer), nil
+}
+
+// grantTo issues an access token.
+func (s *Server) grantTo(subject, clientID, audience, scope string) (answer, *oauthError) {
+	token, life, err := s.issue(subject, clientID, audience, scope)
+	if err != nil {
+		return answer{}, &oauthError{500, "server_error", "signing failed", false}
+	}
+	return answer{AccessToken: token, TokenType: "Bearer", ExpiresIn: int64(life / time.Second), Scope: scope}, nil
 }
 
 // admits reports whether a list allows what was asked for; nil allows anything.
@@ -299,16 +348,6 @@ func basicPair(r *http.Request) string {
 	return string(b)
 }
 
-func (s *Server) serveJWKS(w http.ResponseWriter, _ *http.Request) {
-	s.mu.Lock()
-	set := jose.JSONWebKeySet{}
-	for _, k := range s.keys {
-		set.Keys = append(set.Keys, k.public)
-	}
-	s.mu.Unlock()
-	writeJSON(w, http.StatusOK, set)
-}
-
 func (s *Server) serveRevoked(w http.ResponseWriter, r *http.Request) {
 	writeJSON(w, http.StatusOK, map[string]bool{"revoked": s.Revoked(r.URL.Query().Get("jti"))})
 }
@@ -317,7 +356,7 @@ func (s *Server) serveElsewhere(w http.ResponseWriter, _ *http.Request) {
 	s.mu.Lock()
 	s.strayed++
 	s.mu.Unlock()
-	writeJSON(w, http.StatusOK, answer{"token-from-elsewhere", "Bearer", 3600, ""})
+	writeJSON(w, http.StatusOK, answer{AccessToken: "token-from-elsewhere", TokenType: "Bearer", ExpiresIn: 3600})
 }
 
 func (s *Server) serveControl(w http.ResponseWriter, r *http.Request) {
