@@ -58,6 +58,14 @@ func ReadStandard(r *Request, into *Standard) Reason {
 	return into.decode(name)
 }
 
+// standardHeaders are those that ReadStandard reads.
+func standardHeaders() []string {
+	return []string{
+		":method", "content-encoding", "content-length", "content-type",
+		"mcp-method", "mcp-name", "mcp-protocol-version", "mcp-session-id",
+	}
+}
+
 // slot returns where the value of a header goes, nil for one that says nothing here.
 func (h *Standard) slot(header string, name, length *[]byte) *[]byte {
 	switch {
@@ -91,6 +99,10 @@ func (h *Standard) decode(name []byte) Reason {
 	if !ok {
 		h.Name = name
 		return Allowed
+	}
+	// No longer name is a proof, so it is not worth the work (rule H12).
+	if len(inner) > base64.StdEncoding.EncodedLen(maxTarget) {
+		return HeaderMismatch
 	}
 	v, err := base64.StdEncoding.Strict().AppendDecode(nil, inner)
 	if err != nil || !utf8.Valid(v) {

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -81,5 +82,24 @@ func TestToolWarnings(t *testing.T) {
 				t.Errorf("got warnings %q, want one with %q", got, tc.want)
 			}
 		})
+	}
+}
+
+// TestH7StandardHeadersAreInspected: Envoy must show what ReadStandard looks for,
+// or a second Mcp-Name would go unseen.
+func TestH7StandardHeadersAreInspected(t *testing.T) {
+	t.Parallel()
+	with, without := &Upstream{Tools: &Tools{}}, &Upstream{}
+	shown, _, _ := with.Inspected()
+	hidden, _, _ := without.Inspected()
+	var h Standard
+	var name, length []byte
+	for _, header := range standardHeaders() {
+		if h.slot(header, &name, &length) == nil {
+			t.Errorf("%s is forwarded and not read", header)
+		}
+		if !slices.Contains(shown, header) || slices.Contains(hidden, header) {
+			t.Errorf("want %s shown with tool rules only", header)
+		}
 	}
 }

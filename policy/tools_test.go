@@ -171,6 +171,7 @@ func TestReadStandard(t *testing.T) {
 		"H3 bad base64":                    {[]string{"mcp-name", "=?base64?cmVhZA?="}, HeaderMismatch, "", ""},
 		"H3 spare bits":                    {[]string{"mcp-name", "=?base64?cmVhZB==?="}, HeaderMismatch, "", ""},
 		"H3 base64 of no UTF-8":            {[]string{"mcp-name", "=?base64?/w==?="}, HeaderMismatch, "", ""},
+		"H12 too long a name to decode":    {[]string{"mcp-name", "=?base64?" + strings.Repeat("YWFh", 1000) + "?="}, HeaderMismatch, "", ""},
 		"H7 S5 two names":                  {[]string{"mcp-name", "a", "mcp-name", "b"}, BadRequest, "", ""},
 		"H7 two names joined":              {[]string{"mcp-method", "tools/call", "mcp-name", "a,b"}, BadRequest, "", ""},
 		"H7 a URI may hold a comma":        {[]string{"mcp-method", "resources/read", "mcp-name", "file:///a,b"}, Allowed, "resources/read", "file:///a,b"},
