@@ -73,8 +73,10 @@ func route(t target, prefix, path string) *routev3.Route {
 	default:
 		action.PrefixRewrite = path
 	}
+	var p packed // what is packed here always can be
+	r.TypedPerFilterConfig = toolOverrides(&p, t)
 	if t.Credential.None() {
-		r.TypedPerFilterConfig = map[string]*anypb.Any{filterCustomResponse: disabledFilter()}
+		r.TypedPerFilterConfig[filterCustomResponse] = disabledFilter()
 	} else {
 		r.ResponseHeadersToRemove = []string{challengeHeader}
 		if t.RetryOn401 {

@@ -89,7 +89,10 @@ func (x *exchange) describe() {
 	m = appendMember(m, "reason", x.decision.Reason.String())
 	m = appendMember(m, "caller", x.decision.Caller)
 	for _, o := range [...]struct{ name, value string }{
-		{"token", x.decision.Token}, {"issuer", x.decision.Issuer}, {"subject", x.decision.Subject}, {"mark", x.mark},
+		{"token", x.decision.Token},
+		{"issuer", x.decision.Issuer},
+		{"subject", x.decision.Subject},
+		{"mark", x.mark},
 		{"tool", x.decision.Tool},
 	} {
 		if o.value != "" {

@@ -1,6 +1,9 @@
 package policy
 
-import "bytes"
+import (
+	"bytes"
+	"slices"
+)
 
 // Filtered is what Envoy's mcp filter read of a body: its word for what a request
 // asks for. Its bytes alias the message they came in.
@@ -99,10 +102,8 @@ func (t *Tools) ByFilter(h *Standard, f *Filtered, into []Call) ([]Call, Reason)
 // speaksOf reports whether a rule is about a method.
 func (t *Tools) speaksOf(method string) bool {
 	for i := range t.Rules {
-		for _, m := range t.Rules[i].Methods {
-			if m == method {
-				return true
-			}
+		if slices.Contains(t.Rules[i].Methods, method) {
+			return true
 		}
 	}
 	return false
