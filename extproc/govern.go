@@ -1,6 +1,7 @@
 package extproc
 
 import (
+	"errors"
 	"strings"
 
 	"google.golang.org/grpc/codes"
@@ -16,6 +17,15 @@ const maxTool = 128
 var errOrder = status.Error(codes.FailedPrecondition, "a part of a request that was not asked for: "+
 	"in Envoy's processing_mode, set request_header_mode: SEND and everything else to NONE or SKIP")
 
+// Causes of tool_unproved, for the log. Those of a body are policy.ParseCalls'.
+var (
+	errUnread = errors.New("want a POST of application/json in UTF-8, not packed, or a GET or DELETE without a body")
+	errStated = errors.New("proof: headers wants MCP-Protocol-Version 2026-07-28, Mcp-Method, and Mcp-Name where that method has one; " +
+		"choose proof: body for callers of older versions")
+	errFiltered = errors.New("no word of Envoy's mcp filter on what the body names; put the filter before the router, " +
+		"and list " + filterNamespace + " in forwarding_namespaces of the ext_proc filter")
+)
+
 // govern finds out what the request would run, where rules say who may. The
 // verdict on attempt 1 stands for those that follow, which send the same body.
 //
@@ -30,20 +40,28 @@ func (x *exchange) govern() policy.Reason {
 	}
 	reason := tools.Start(&x.standard, x.msg.bodiless)
 	if reason != policy.Undecided {
-		return reason
+		return x.unproved(reason, errUnread)
 	}
 	switch tools.Proof {
 	case policy.ProofHeaders:
 		x.calls, reason = tools.ByHeaders(&x.standard, x.calls[:0])
-		return x.judge(reason)
+		return x.judge(x.unproved(reason, errStated))
 	case policy.ProofMCPFilter:
 		x.calls, reason = tools.ByFilter(&x.standard, &x.msg.filtered, x.calls[:0])
-		return x.judge(reason)
+		return x.judge(x.unproved(reason, errFiltered))
 	case policy.ProofBody:
 	}
 	x.awaiting = true
 	x.msg.room = int(tools.MaxBody) + maxHeaders
 	return policy.Undecided
+}
+
+// unproved notes why nothing is proved.
+func (x *exchange) unproved(r policy.Reason, cause error) policy.Reason {
+	if r == policy.ToolUnproved {
+		x.cause = cause
+	}
+	return r
 }
 
 // governBody judges the body that was asked for.

@@ -124,6 +124,7 @@ func TestToolVerdicts(t *testing.T) {
 		{"S3 a name in another case", `{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"read","Name":"drop"}}`, post(), policy.ToolUnproved, nil},
 		{"S4 a batch with a denied call", batch(callOf("read"), callOf("drop")), post(), policy.ToolDenied, nil},
 		{"H8 a batch of permitted calls", batch(callOf("read"), callOf("customer")), post(), policy.Allowed, nil},
+		{"S4 two documents", callOf("read") + callOf("drop"), post(), policy.ToolUnproved, nil},
 		{"S4 gzip", callOf("read"), post("content-encoding", "gzip"), policy.ToolUnproved, nil},
 		{"S5 two names", callOf("read"), post("mcp-name", "read", "mcp-name", "drop"), policy.BadRequest, nil},
 		{"H12 a length that is too large, without a look at the body", "", post("content-length", "4097"), policy.BodyTooLarge, nil},
@@ -156,7 +157,8 @@ func TestToolVerdicts(t *testing.T) {
 			if int(resp.GetImmediateResponse().GetStatus().GetCode()) != tc.want.Status() || r.auth.requests.Load() != 0 {
 				t.Errorf("got status %v after %d token requests", resp.GetImmediateResponse().GetStatus(), r.auth.requests.Load())
 			}
-			if log := r.log.String(); strings.Count(log, "\n") != 1 || strings.Contains(log, "arguments") {
+			if log := r.log.String(); strings.Count(log, "\n") != 1 || strings.Contains(log, "arguments") ||
+				tc.want == policy.ToolUnproved && !strings.Contains(log, `"cause":`) {
 				t.Errorf("want one line of log without anything of the body, got %q", log)
 			}
 		})

@@ -43,10 +43,11 @@ func (t *Tools) ByBody(h *Standard, body []byte, into []Call) ([]Call, Reason, e
 	if int64(len(body)) > t.MaxBody {
 		return into, BodyTooLarge, nil
 	}
+	before := len(into)
 	into, err := ParseCalls(body, into)
 	switch {
 	case err != nil:
-		return into, ToolUnproved, err
+		return into[:before], ToolUnproved, err // what was read of it proves nothing
 	case !h.Agree(into):
 		return into, HeaderMismatch, nil
 	}
