@@ -106,8 +106,8 @@ func limitOf(hcm tree, l leg) (limit uint64, ok bool) {
 // there: the most specific override wins.
 func effective(f filter, l leg) (config tree, on bool) {
 	config, on = f.config, !f.entry.get("disabled").yes()
-	for i := len(l.levels) - 1; i >= 0; i-- {
-		over := l.levels[i].get("typed_per_filter_config").child(f.entry.get("name").str())
+	for _, level := range slices.Backward(l.levels) {
+		over := level.get("typed_per_filter_config").child(f.entry.get("name").str())
 		if !over.ok() {
 			continue
 		}
