@@ -11,13 +11,14 @@ VERSION ?= $(shell git describe --tags --always --dirty)
 
 # Both print where the program is, and install it first when need be.
 PARTS = ENVOY="$$(tools/install envoy)" && LITELLM="$$(tools/install litellm)" && MOTO="$$(tools/install moto)" && export ENVOY LITELLM MOTO
+PARTS += && REDIS="$$(tools/install redis)" && export REDIS
 PARTS += && CONFORMANCE="$$(tools/install conformance)" && export CONFORMANCE
 GOTESTSUM = $(TOOL) gotestsum --format pkgname -- -race -count=1 -timeout 20m -p $(P)
 GOTEST = $(PARTS) && $(GOTESTSUM)
 
 .DEFAULT_GOAL := help
 .PHONY: e2e-keycloak conformance
-.PHONY: help build test lint fmt check generated e2e demo bench compare fuzz vuln golden generate deps relock clean
+.PHONY: help build test soak lint fmt check generated e2e demo bench compare fuzz vuln golden generate deps relock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' Makefile
@@ -38,6 +39,9 @@ e2e-keycloak: ## Run the tests against the real Keycloak (needs Maven and Java 1
 conformance: ## Run the MCP conformance suite directly and through the proxy, and compare
 	@ENVOY="$$(tools/install envoy)" && CONFORMANCE="$$(tools/install conformance)" && export ENVOY CONFORMANCE && \
 		$(GOTESTSUM) ./envoy/e2e/conformance
+
+soak: ## Run 30 token lifetimes with an outage in each (6 minutes)
+	$(PARTS) && SOAK=1 go test -race -count=1 -timeout 15m -run Soak -v ./envoy/e2e
 
 lint: ## Run golangci-lint (the first run builds it: about 2 minutes)
 	$(TOOL) golangci-lint run
@@ -63,7 +67,7 @@ bench: ## Benchmarks, then processor time per call next to an empty ext_proc ser
 	go test -run '^$$' -bench . -benchmem $(PKG)
 	ENVOY="$$(tools/install envoy)" go run ./envoy/bench
 
-compare: ## Set the token cache beside others and write the tables of docs/tokens.md (about 6 minutes)
+compare: ## Set the token cache beside others and write the tables of docs/tokens.md (about 5 minutes)
 	ENVOY="$$(tools/install envoy)" go test -count=1 -timeout 20m ./tokens/compare -write
 
 fuzz: ## Run every fuzz target for FUZZTIME (60s)
@@ -72,10 +76,11 @@ fuzz: ## Run every fuzz target for FUZZTIME (60s)
 vuln: ## Look for known vulnerabilities in what the binary uses
 	tools/vuln
 
-deps: ## Install the real Envoy and LiteLLM into .cache/
+deps: ## Install the real Envoy, LiteLLM, moto and Redis into .cache/
 	@tools/install envoy
 	@tools/install litellm
 	@tools/install moto
+	@tools/install redis
 	@tools/install conformance
 
 relock: ## Write the locks of the real parts anew from tools/versions.env

@@ -148,7 +148,7 @@ var errNoVerdict = errors.New("attempt after the first without our verdict on th
 // keeps where no caller can write.
 func (x *exchange) authorize(ctx context.Context) policy.Reason {
 	x.decision.Attempt = x.screen.Attempt
-	reason := policy.Undecided
+	var reason policy.Reason
 	if x.screen.Attempt > 1 {
 		reason = x.recall()
 	} else {

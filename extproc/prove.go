@@ -58,8 +58,7 @@ func (x *exchange) verify(ctx context.Context, candidates []*policy.Caller, toke
 		x.cause = errScopes
 		return policy.ScopeMissing
 	}
-	var te *tokens.Error
-	if errors.As(x.cause, &te) {
+	if te, ok := errors.AsType[*tokens.Error](x.cause); ok {
 		x.decision.RetryAfter = max(te.RetryAfter, time.Second)
 		return policy.IssuerUnavailable
 	}

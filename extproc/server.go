@@ -32,7 +32,8 @@ type Config struct {
 	Tokens *tokens.Cache
 	// Secrets resolves fixed header credentials. Required.
 	Secrets tokens.SecretSource
-	// Verifier verifies the tokens of callers. Required for policies with jwt callers.
+	// Verifier verifies the tokens of callers. Load tells it what to keep, and
+	// does not warm it. Required for policies with jwt callers.
 	Verifier *tokens.Verifier
 	// Now is the clock. Required.
 	Now func() time.Time

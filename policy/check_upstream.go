@@ -41,12 +41,7 @@ func (c *checker) lends(path string, up *UpstreamSpec) {
 	if c.callersOf(up) == nil && !c.said(path, "callers") {
 		c.fault(path+".callers", "want the names of those who may call, got none here and none in defaults; to admit everybody, add callers: [anyone] here and anyone: {any: true} under callers")
 	}
-	if p := path + ".stale_grace"; c.good(p) && credential != nil && credential.OAuth2 == nil {
-		c.fault(p, "this is about access tokens, and the upstream is lent none; remove it")
-	}
-	if p := path + ".discover"; c.good(p) && up.Discover && credential != nil && credential.OAuth2 == nil {
-		c.fault(p, "this compares whose access tokens are asked for and taken, and the upstream is lent none; remove it")
-	}
+	c.tokenKeys(path, up, credential)
 	c.userBound(path, up, credential)
 	headers, at := up.Headers, path+".headers.pass"
 	if headers == nil {
@@ -57,6 +52,19 @@ func (c *checker) lends(path string, up *UpstreamSpec) {
 	}
 	if headers != nil {
 		c.passesToken(at, headers.Pass, up)
+	}
+}
+
+// tokenKeys refuses keys about access tokens where none is lent.
+func (c *checker) tokenKeys(path string, up *UpstreamSpec, credential *CredentialSpec) {
+	if credential == nil || credential.OAuth2 != nil {
+		return
+	}
+	if p := path + ".stale_grace"; c.good(p) {
+		c.fault(p, "this is about access tokens, and the upstream is lent none; remove it")
+	}
+	if p := path + ".discover"; c.good(p) && up.Discover {
+		c.fault(p, "this compares whose access tokens are asked for and taken, and the upstream is lent none; remove it")
 	}
 }
 

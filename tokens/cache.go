@@ -8,6 +8,7 @@ import (
 	mathrand "math/rand/v2"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -82,6 +83,7 @@ type Cache struct {
 	net    *network
 	dir    *directory
 	slots  chan struct{}
+	fleet  atomic.Pointer[Fleet] // nil when nothing is shared
 	// deadline is fetchDeadline, but in tests that cannot wait for it.
 	deadline time.Duration
 
@@ -137,7 +139,7 @@ func (c *Cache) Source(upstream string, o *policy.OAuth2) (*Source, error) {
 	defer c.mu.Unlock()
 	e := c.entries[k]
 	if e == nil {
-		e = &entry{cache: c, client: cl, slots: c.endpointSlots(cl.host)}
+		e = &entry{cache: c, client: cl, slots: c.endpointSlots(cl.host), id: k}
 		c.entries[k] = e
 		if cl.o.UserBound() {
 			e.crowd, e.tried = c.newCrowd(e, k), true

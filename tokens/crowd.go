@@ -12,6 +12,9 @@ const (
 	// atOnce bounds the token requests for users at one endpoint. The others
 	// wait in turn.
 	atOnce = 64
+	// unprovenAtOnce bounds them while no answer has shown that the client is
+	// the right one: a wrong secret shown too often locks an account.
+	unprovenAtOnce = 4
 	// userHold is the pause after a refusal of the user: its grant may have
 	// been given meanwhile, and its next JWT is another entry anyway.
 	userHold = 30 * time.Second
@@ -25,8 +28,11 @@ type crowd struct {
 	key    key
 	// gate and idp are those of the endpoints; idp is nil but for id_jag.
 	gate, idp *gate
-	// denied is a refusal of the client, whoever the user.
+	// denied is a refusal of the client, whoever the user. Until proven, the
+	// requests go by first.
 	denied  trouble
+	proven  atomic.Bool
+	first   chan struct{}
 	looked  atomic.Int64 // when the client's files were last looked at, Unix seconds
 	users   atomic.Int64
 	dropped atomic.Bool
@@ -45,7 +51,10 @@ func (cl *client) endpoint() endpoint { return endpoint{cl.host, cl.o.CA, cl.o.C
 
 // newCrowd is called with the cache locked.
 func (c *Cache) newCrowd(base *entry, k key) *crowd {
-	cr := &crowd{cache: c, base: base, client: base.client, key: k, gate: c.gateOf(base.client)}
+	cr := &crowd{
+		cache: c, base: base, client: base.client, key: k, gate: c.gateOf(base.client),
+		first: make(chan struct{}, unprovenAtOnce),
+	}
 	if idp := base.client.idp; idp != nil {
 		cr.idp = c.gateOf(idp)
 	}
@@ -137,18 +146,33 @@ func (cr *crowd) exchange(who *Principal) (granted, *Error) {
 	if err != nil {
 		return granted{}, err
 	}
+	if !cr.proven.Load() {
+		if err := cr.turn(cr.first, cr.client); err != nil {
+			return granted{}, err
+		}
+		if leave := func() { <-cr.first }; cr.proven.Load() {
+			leave()
+		} else {
+			defer leave()
+		}
+	}
 	now, secret, files := cr.cache.cfg.Now, cr.sum(all), cr.files()
 	probe, err := cr.denied.enter(now(), secret)
 	if err != nil {
 		return granted{}, err
 	}
 	got, err := cr.steps(who, all)
-	finding := aboutClient(err)
+	says := aboutClient(err)
 	if err != nil && err.secondHand {
-		finding = nothing
+		says = nothing
 	}
-	o := outcome{finding: finding, err: err, probe: probe, who: who.person(), secret: secret, files: files}
+	o := outcome{finding: says, err: err, probe: probe, who: who.person(), secret: secret, files: files}
 	changed, recovered := cr.denied.leave(now(), o, cr.cache.cfg.Dice())
+	if o.finding == healthy {
+		cr.proven.Store(true)
+	} else if changed {
+		cr.proven.Store(false)
+	}
 	cr.tell(cr.client, err, changed, recovered)
 	return got, err
 }
@@ -178,16 +202,10 @@ func (cr *crowd) steps(who *Principal, all proofs) (granted, *Error) {
 // deadline: a queue of ours is no slowness of theirs.
 func (cr *crowd) ask(cl *client, g *gate, p proof, who *Principal) (granted, *Error) {
 	c := cr.cache
-	turn, cancel := context.WithTimeout(c.ctx, 2*c.deadline)
-	defer cancel()
-	select {
-	case g.slots <- struct{}{}:
-		defer func() { <-g.slots }()
-	case <-turn.Done():
-		err := unavailable("busy", "%s has not answered the %d requests for other users yet", cl.host, atOnce)
-		err.secondHand = true
+	if err := cr.turn(g.slots, cl); err != nil {
 		return granted{}, err
 	}
+	defer func() { <-g.slots }()
 	probe, err := g.outage.enter(c.cfg.Now(), nil)
 	if err != nil {
 		return granted{}, err
@@ -205,6 +223,20 @@ func (cr *crowd) ask(cl *client, g *gate, p proof, who *Principal) (granted, *Er
 	cr.tell(cl, err, changed, recovered)
 	cr.observe(cl, got, err, end.Sub(start))
 	return got, err
+}
+
+// turn takes a slot when there is one.
+func (cr *crowd) turn(slots chan<- struct{}, cl *client) *Error {
+	ctx, cancel := context.WithTimeout(cr.cache.ctx, 2*cr.cache.deadline)
+	defer cancel()
+	select {
+	case slots <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		err := unavailable("busy", "%s has not answered the requests for other users yet", cl.host)
+		err.secondHand = true
+		return err
+	}
 }
 
 // observe reports one request.

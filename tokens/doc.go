@@ -13,8 +13,16 @@
 // When an upstream refuses a token with 401, Replace gets another one: one
 // token request for each refused token, however many calls were refused.
 //
-// The way of a token request: entry.fly, client.fetch, exchange.RoundTrip,
-// parseAnswer. golang.org/x/oauth2 lays out the request; exchange stands on the
-// wire below it and closes what x/oauth2 leaves open (redirects, deadlines,
-// sizes, the reading of the answer, what errors say).
+// A user-bound credential has a token for each caller, exchanged for the one the
+// caller has shown: TokenFor and its like take the Principal. These tokens are
+// kept in a table of their own, bounded in number and age, without a timer or a
+// goroutine for each; a call that finds its token near the end has it renewed.
+// What one user finds out about an endpoint or the client, all users know; what
+// is said of one user stays with that user.
+//
+// The way of a token request: entry.fly (of a user: user.fly, crowd.exchange),
+// client.fetch, exchange.RoundTrip, parseAnswer. golang.org/x/oauth2 lays out
+// the request; exchange stands on the wire below it and closes what x/oauth2
+// leaves open (redirects, deadlines, sizes, the reading of the answer, what
+// errors say).
 package tokens

@@ -18,6 +18,9 @@ import (
 // the background.
 const refreshFloor = 2 * time.Second
 
+// leastPatience is the least time that a request gets.
+const leastPatience = 500 * time.Millisecond
+
 // entry is one credential: its token, the one fetch in flight, and what is known
 // of its failures.
 //
@@ -27,12 +30,14 @@ type entry struct {
 	cache  *Cache
 	client *client
 	slots  chan struct{} // background fetches at this endpoint
+	id     key           // in the shared cache; without one nothing is shared
+
+	current atomic.Pointer[Token]
+
 	// crowd is set for a credential of users, which has no token itself, and
 	// user for the token of one of them.
 	crowd *crowd
 	user  *user
-
-	current atomic.Pointer[Token]
 
 	mu      sync.Mutex
 	names   []string // sorted
@@ -44,6 +49,8 @@ type entry struct {
 	tried   bool
 	fail    failure
 	noted   bool // the missing expires_in was logged
+	// rejected is the mark of the last authorization that an upstream refused.
+	rejected []byte
 }
 
 // failure is a run of failed fetches; the zero value is health.
@@ -59,9 +66,12 @@ type failure struct {
 // flight is one token request. Its result is there once done is closed.
 type flight struct {
 	done  chan struct{}
+	who   *Principal // whose token it gets, nil for the service's own
 	got   granted
 	token *Token
 	err   *Error
+	// borrowed is whether the token came from the shared cache.
+	borrowed bool
 }
 
 // alive returns the token while it lives.
@@ -124,6 +134,7 @@ func (e *entry) replace(ctx context.Context, now time.Time, rejected []byte, pay
 		}
 		e.current.CompareAndSwap(t, nil)
 	}
+	e.rejected = e.cache.mark(rejected)
 	f, err := e.join(now) //nolint:contextcheck // the fetch is shared: it must outlive the call that wanted it
 	e.mu.Unlock()
 	if err != nil {
@@ -208,11 +219,14 @@ func (c *Cache) sum(p proof) []byte {
 // no flight is under way.
 func (e *entry) launch() *flight {
 	f := &flight{done: make(chan struct{})}
-	if !e.cache.spawn(func() { e.fly(f) }) {
+	if !e.cache.spawn(func() { e.travel(f) }) {
 		return nil
 	}
 	e.flight = f
 	e.disarm()
+	if e.user != nil {
+		f.who = e.user.who // it counts also when the user is dropped meanwhile
+	}
 	return f
 }
 
@@ -237,9 +251,9 @@ func (e *entry) fly(f *flight) {
 		e.user.fly(f)
 		return
 	}
-	ctx, cancel := context.WithTimeout(e.cache.ctx, e.cache.deadline)
-	defer cancel()
 	start := e.cache.cfg.Now()
+	ctx, cancel := context.WithTimeout(e.cache.ctx, e.patience(start))
+	defer cancel()
 	p, err := e.proof()
 	files := e.cache.files(e.client) // before the fetch: what changes meanwhile counts as changed
 	if err == nil {
@@ -259,6 +273,15 @@ func (e *entry) fly(f *flight) {
 	r := e.land(f, e.cache.sum(p), files)
 	r.fetch.Took = e.cache.cfg.Now().Sub(start)
 	e.tell(r)
+}
+
+// patience is how long a request may take. While a token lives, a request that
+// hangs must end in time for another one before the token does.
+func (e *entry) patience(now time.Time) time.Duration {
+	if t := e.alive(now); t != nil {
+		return min(e.cache.deadline, max(t.expiry.Sub(now)/2, leastPatience))
+	}
+	return e.cache.deadline
 }
 
 // proof reads the client's secrets.
@@ -294,7 +317,7 @@ func (e *entry) land(f *flight, secret, files []byte) report {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.flight, e.tried = nil, true
-	r := report{fetch: Fetch{Upstreams: e.names, Endpoint: e.client.host, Result: "ok", Skew: f.got.skew}}
+	r := report{borrowed: f.borrowed, fetch: Fetch{Upstreams: e.names, Endpoint: e.client.host, Result: "ok", Skew: f.got.skew}}
 	if f.err == nil {
 		r.recovered = e.fail.err != nil
 		r.noLife = f.got.noLife && !e.noted
@@ -441,6 +464,7 @@ type report struct {
 	changed   bool // the failure is new, or another one
 	recovered bool
 	noLife    bool
+	borrowed  bool // there was no token request
 }
 
 // tell logs what changed and reports the fetch. No lock is held.
@@ -451,12 +475,12 @@ func (e *entry) tell(r report) {
 		log.Warn().Str("kind", r.err.Kind.String()).Str("code", r.err.Code).Int("status", r.err.Status).
 			Dur("next_try_ms", r.err.RetryAfter).Msg("no token: " + r.err.Text)
 	case r.recovered:
-		log.Info().Time("expiry", r.fetch.Expiry).Msg("the token endpoint issues tokens again")
+		log.Info().Time("expiry", r.fetch.Expiry).Bool("from_shared_cache", r.borrowed).Msg("there is a token again")
 	}
 	if r.noLife {
 		log.Warn().Msg("the token answer has no expires_in: default_lifetime counts")
 	}
-	if e.cache.cfg.Observe != nil {
+	if e.cache.cfg.Observe != nil && !r.borrowed {
 		e.cache.cfg.Observe(r.fetch)
 	}
 }

@@ -26,6 +26,7 @@ type fake struct {
 	body    string // of a status that is not 0
 	header  http.Header
 	hang    bool
+	stuck   func(time.Time) bool // requests that begin while true hang
 	down    func(time.Time) bool // overrides status with a 503 while true
 	starts  []time.Time
 	ends    []time.Time
@@ -91,7 +92,7 @@ func (f *fake) RoundTrip(r *http.Request) (*http.Response, error) {
 	if f.running[resource] > 1 {
 		f.doubled = resource
 	}
-	latency, hang := f.latency, f.hang
+	latency, hang := f.latency, f.hang || f.stuck != nil && f.stuck(start)
 	f.mu.Unlock()
 	if hang {
 		latency = time.Hour

@@ -85,7 +85,7 @@ func (r *ring) get(ctx context.Context) (*keySet, *Error) {
 			defer r.mu.Unlock()
 			return nil, r.fail.err.in(r.fail.next.Sub(now))
 		}
-		r.launch() //nolint:contextcheck // the fetch is shared: it must outlive the call that wanted it
+		r.launch()
 	}
 	flight := r.flight
 	r.mu.Unlock()
@@ -117,7 +117,7 @@ func (r *ring) renew(ctx context.Context, old *keySet) (*keySet, *Error) {
 			defer r.mu.Unlock()
 			return old, r.fail.err
 		}
-		r.launch() //nolint:contextcheck // as above
+		r.launch()
 	}
 	flight := r.flight
 	r.mu.Unlock()
@@ -289,12 +289,12 @@ func (r *ring) disarm() {
 	}
 }
 
-// warm starts the first fetch, and takes up a ring that was stopped.
-func (r *ring) warm() {
+// resume takes up a ring that was stopped; first also starts the first fetch.
+func (r *ring) resume(first bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.stopped = false
-	if r.flight == nil && r.timer == nil {
+	if r.flight == nil && r.timer == nil && (first || !r.began.IsZero()) {
 		r.launch()
 	}
 }

@@ -77,7 +77,7 @@ func TestU4_ResourceMetadataIsComparedNotObeyed(t *testing.T) {
 		{"U2 path form", at(wellKnown+"/mcp", agrees), policy.OAuth2{Issuer: issuer}, "", "", 1},
 		{"U2 root form", at(wellKnown, agrees), policy.OAuth2{Issuer: issuer}, "", "", 2},
 		{"U2 none", at("/x", ""), policy.OAuth2{Issuer: issuer}, "no_metadata", "", 2},
-		{"U2 another failure ends it", func(url string) map[string]string {
+		{"U2 another failure ends it", func(string) map[string]string {
 			return map[string]string{wellKnown + "/mcp": "broken", wellKnown: agrees}
 		}, policy.OAuth2{Issuer: issuer}, "http_500", "", 1},
 		{"no redirects", at(wellKnown+"/mcp", "redirect URL"+wellKnown), policy.OAuth2{Issuer: issuer}, "http_302", "", 1},
@@ -159,14 +159,14 @@ func TestResourceWatch(t *testing.T) {
 		var log bytes.Buffer
 		r := NewResources(ResourceConfig{
 			Now: time.Now, Log: zerolog.New(&log), Dice: func() float64 { return 0.5 },
-			Transport: roundTripper(func(req *http.Request) (*http.Response, error) {
+			Transport: roundTripper(func(*http.Request) (*http.Response, error) {
 				asked.Add(1)
 				w := httptest.NewRecorder()
 				if says.Load() == "" {
 					w.WriteHeader(http.StatusBadGateway)
 				}
 				_, _ = fmt.Fprintf(w, `{"resource": "https://a.example/mcp", "authorization_servers": [%q]}`, says.Load())
-				return w.Result(), nil //nolint:bodyclose // the reader closes it
+				return w.Result(), nil
 			}),
 		})
 		up := resourceUpstream("https://a.example/mcp", &policy.OAuth2{Issuer: "https://auth.example", Resource: "https://a.example/mcp"})

@@ -28,6 +28,8 @@ type Source struct {
 	// grace is the stale_grace of the upstream; barred is the last token it refused.
 	grace  time.Duration
 	barred atomic.Pointer[Token]
+	// aged is the expired token whose lending was logged.
+	aged atomic.Pointer[Token]
 }
 
 // Token returns a living token. While there is one, that costs an atomic load
@@ -61,10 +63,15 @@ func (s *Source) stale(now time.Time) *Token {
 	if s.grace <= 0 {
 		return nil
 	}
-	if t := s.entry.stale(now, s.grace); t != s.barred.Load() {
-		return t
+	t := s.entry.stale(now, s.grace)
+	if t == s.barred.Load() {
+		return nil
 	}
-	return nil
+	if t != nil && s.aged.Swap(t) != t {
+		s.entry.cache.cfg.Log.Warn().Str("upstream", s.name).Time("expired", t.expiry).Time("until", t.expiry.Add(s.grace)).
+			Msg("the token endpoint is unavailable: the expired token is lent on (stale_grace)")
+	}
+	return t
 }
 
 // Cached returns the living token, or nil: Token without the wait.

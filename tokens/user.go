@@ -49,17 +49,13 @@ func (p *Principal) person() person { return person{p.Issuer, p.Subject} }
 
 // fly makes the requests for a user's token and lands the result.
 func (u *user) fly(f *flight) {
-	now := u.cache.cfg.Now
-	u.mu.Lock()
-	who := u.who
+	u.mu.Lock() // held by the launch, until it is complete
+	now, who := u.cache.cfg.Now, f.who
 	u.mu.Unlock()
-	switch {
-	case who == nil:
-		f.err = subjectGone()
-	case !now().Before(who.Expiry):
-		f.err = subjectExpired()
-	default:
+	if now().Before(who.Expiry) {
 		f.got, f.err = u.crowd.exchange(who)
+	} else {
+		f.err = subjectExpired()
 	}
 	if f.err == nil {
 		// No token outlives the proof that its user was there.
@@ -121,12 +117,23 @@ func (u *user) ahead(now time.Time) {
 	}
 	u.cache.spawn(func() {
 		defer u.refreshing.Store(false)
-		u.refresh(func() bool {
-			now := u.cache.cfg.Now()
-			at := u.renew.Load()
-			return u.who != nil && at != nil && !now.Before(*at) && now.Before(u.who.Expiry) && u.held(now) == nil
-		})
+		u.refresh(u.due)
 	})
+}
+
+// due reports whether the refresh that was asked for is still wanted. When it is
+// too early after a failure, it is put off, so that not every call asks. mu is
+// held.
+func (u *user) due() bool {
+	now, at := u.cache.cfg.Now(), u.renew.Load()
+	if u.who == nil || at == nil || now.Before(*at) || !now.Before(u.who.Expiry) {
+		return false
+	}
+	if err := u.held(now); err != nil {
+		u.plan(now.Add(err.RetryAfter))
+		return false
+	}
+	return true
 }
 
 // heal says whether one more fetch for a 401 is this user's to have. mu is held.
@@ -179,7 +186,8 @@ func (s *Source) CachedFor(p *Principal) *Token {
 // upstream takes. What it returns is never handed to another user, and never
 // lives longer than the token it was exchanged for. All calls with one token
 // share one exchange; outages of the endpoint, and refusals of the client, are
-// shared by all users. Errors are *Error.
+// shared by all users. An expired token is never lent, whatever the StaleGrace:
+// its user may have left. Errors are *Error.
 func (s *Source) TokenFor(ctx context.Context, p *Principal) (*Token, error) {
 	if s.entry.crowd == nil {
 		return nil, refused("not_user_bound", "the credential of %s is the service's own, not the caller's", s.name)
@@ -188,7 +196,7 @@ func (s *Source) TokenFor(ctx context.Context, p *Principal) (*Token, error) {
 		return nil, refused("no_subject", "the caller has shown no token that could be exchanged: let it prove itself by a jwt")
 	}
 	n := s.entry.crowd.nameOf(p)
-	for again := false; ; again = true {
+	for tries := 1; ; tries++ {
 		now := s.now()
 		if !now.Before(p.Expiry) {
 			return nil, subjectExpired()
@@ -202,7 +210,7 @@ func (s *Source) TokenFor(ctx context.Context, p *Principal) (*Token, error) {
 			return t, nil
 		}
 		t, err := u.token(ctx, now)
-		if e, ok := err.(*Error); ok && e.Code == "subject_gone" && !again { //nolint:errorlint // it is not wrapped
+		if e, ok := err.(*Error); ok && e.Code == "subject_gone" && tries < 5 { //nolint:errorlint // it is not wrapped
 			continue // dropped between the two lines above: it comes anew
 		}
 		return t, err

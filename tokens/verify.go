@@ -77,8 +77,8 @@ type Rule struct {
 
 // Rule returns the rule for what a policy says of a caller. Equal ones are one,
 // and rules of one issuer share its keys; which header a token is in and which
-// scopes it must have make no difference here. It makes no request: Retain or
-// the first Verify does. An error means that no token can ever be verified.
+// scopes it must have make no difference here. It makes no request: Warm or the
+// first Verify does. An error means that no token can ever be verified.
 func (v *Verifier) Rule(j *policy.JWT) (*Rule, error) {
 	if err := ruleFits(j); err != nil {
 		return nil, fmt.Errorf("jwt of issuer %q: %w", j.Issuer, err)
@@ -266,8 +266,7 @@ func (r *Rule) proves(j *jws, set *keySet) *InvalidTokenError {
 }
 
 // Retain drops every rule but those of keep: call it after a reload, with all
-// rules in force. It fetches the keys of issuers that are new, in the
-// background, and stops refreshing those that nobody needs.
+// rules in force. The keys of issuers that nobody needs are no longer refreshed.
 func (v *Verifier) Retain(keep []*Rule) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -284,7 +283,7 @@ func (v *Verifier) Retain(keep []*Rule) {
 	}
 	for src, r := range v.rings {
 		if rings[r] {
-			r.warm()
+			r.resume(false)
 			continue
 		}
 		r.stop()
@@ -292,6 +291,16 @@ func (v *Verifier) Retain(keep []*Rule) {
 	}
 	v.dir.retain(servers)
 	v.seen.keep(rules)
+}
+
+// Warm starts fetching the keys of every issuer that was not asked yet, in the
+// background.
+func (v *Verifier) Warm() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for _, r := range v.rings {
+		r.resume(true)
+	}
 }
 
 // Status describes the keys of each issuer, sorted.

@@ -17,7 +17,7 @@ import (
 )
 
 // codeOf is the code of the error, "" for none.
-func codeOf(t *testing.T, err error) string {
+func faultOf(t *testing.T, err error) string {
 	t.Helper()
 	var bad *InvalidTokenError
 	var none *Error
@@ -70,7 +70,7 @@ func TestVerifyFromARealIssuer(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := rule(t, newTestVerifier(t, nil, nil), jwtSpec(func(j *policy.JWT) { j.Issuer = as.Issuer() }))
-	if _, err = r.Verify(t.Context(), []byte(text)); codeOf(t, err) != "unavailable" {
+	if _, err = r.Verify(t.Context(), []byte(text)); faultOf(t, err) != "unavailable" {
 		t.Errorf("without the issuer's authority: want unavailable, got %v", err)
 	}
 }
@@ -183,7 +183,7 @@ func TestForgedTokens(t *testing.T) {
 					`{"iss":%q,"sub":"alice\ud800","aud":%q,"client_id":"a","jti":"1","iat":%d,"exp":%d}`, issuerURL, ourAudience, now.Unix(), at(time.Minute)))
 			}
 			_, err := r.Verify(t.Context(), token)
-			if got := codeOf(t, err); got != c.want {
+			if got := faultOf(t, err); got != c.want {
 				t.Errorf("want %q, got %q: %v", c.want, got, err)
 			}
 			for url := range idp.asked {
@@ -269,7 +269,7 @@ func TestJ1_J4_Shapes(t *testing.T) {
 			r := rule(t, newTestVerifier(t, idp, nil), jwtSpec(nil))
 			start := time.Now()
 			_, err := r.Verify(t.Context(), []byte(c.token))
-			if got := codeOf(t, err); got != c.want {
+			if got := faultOf(t, err); got != c.want {
 				t.Errorf("want %q, got %q: %v", c.want, got, err)
 			}
 			if took := time.Since(start); took > 500*time.Millisecond { // 1 ms on a quiet machine
@@ -359,7 +359,7 @@ func TestJ2_J3_KeysAndAlgorithms(t *testing.T) {
 			}
 			maps.Copy(header, c.header)
 			_, err := r.Verify(t.Context(), c.key.token(t, time.Now(), header, nil))
-			if got := codeOf(t, err); got != c.want {
+			if got := faultOf(t, err); got != c.want {
 				t.Errorf("want %q, got %q: %v", c.want, got, err)
 			}
 		})
@@ -379,10 +379,10 @@ func TestJ7_KeysOfAnotherIssuer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := ra.Verify(t.Context(), []byte(forged)); codeOf(t, err) != "signature" {
+	if _, err := ra.Verify(t.Context(), []byte(forged)); faultOf(t, err) != "signature" {
 		t.Errorf("a token of A with the key of B: got %v", err)
 	}
-	if _, err := rb.Verify(t.Context(), []byte(forged)); codeOf(t, err) != "issuer" {
+	if _, err := rb.Verify(t.Context(), []byte(forged)); faultOf(t, err) != "issuer" {
 		t.Errorf("the same for B: got %v", err)
 	}
 	own, err := bs.Mint("alice", ourAudience, nil)
@@ -393,11 +393,11 @@ func TestJ7_KeysOfAnotherIssuer(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 {
-		if _, err := ra.Verify(t.Context(), []byte(own)); codeOf(t, err) != "issuer" {
+		if _, err := ra.Verify(t.Context(), []byte(own)); faultOf(t, err) != "issuer" {
 			t.Errorf("a token of B for A, after B knows it: got %v", err)
 		}
 		p := Present([]byte(own), []*Rule{ra, rb})
-		if _, err := ra.VerifyPresented(t.Context(), &p); codeOf(t, err) != "issuer" || p.jws != nil {
+		if _, err := ra.VerifyPresented(t.Context(), &p); faultOf(t, err) != "issuer" || p.jws != nil {
 			t.Errorf("want the issuer known without reading, got %v", err)
 		}
 		if _, err := rb.VerifyPresented(t.Context(), &p); err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -31,13 +32,17 @@ type app struct {
 	log     zerolog.Logger
 	secrets *secrets.Store
 	tokens  *tokens.Cache
-	server  *extproc.Server
-	metrics *metrics.Metrics
-	reload  *reloader
-	grpc    *grpc.Server
-	health  *health.Server
-	admin   *http.Server
-	started policy.Server // the server block at the start
+	// resources compares what upstreams say of themselves with the policy.
+	resources *tokens.Resources
+	callers   *tokens.Verifier
+	fleet     atomic.Pointer[tokens.Fleet] // nil without a shared cache
+	server    *extproc.Server
+	metrics   *metrics.Metrics
+	reload    *reloader
+	grpc      *grpc.Server
+	health    *health.Server
+	admin     *http.Server
+	started   policy.Server // the server block at the start
 	// draining is set once the end has begun.
 	draining atomic.Bool
 	// warm is set once every credential of the first policy was tried. It stays:
@@ -58,9 +63,11 @@ func newApp(ctx context.Context, src *source, log zerolog.Logger, lines *logQueu
 	a.secrets = secrets.New(secrets.Config{Env: src.st.env, Log: log, Stale: a.metrics.SecretsStale})
 	lines.onDrop = a.metrics.LogDropped
 	a.tokens = tokens.New(tokens.Config{Secrets: a.secrets, Now: time.Now, Log: log, Observe: a.metrics.Fetched})
+	a.resources = tokens.NewResources(tokens.ResourceConfig{Now: time.Now, Log: log, Dice: rand.Float64})
+	a.callers = tokens.NewVerifier(tokens.VerifierConfig{Now: time.Now, Log: log})
 	var err error
 	a.server, err = extproc.New(extproc.Config{
-		Tokens: a.tokens, Secrets: a.secrets, Now: time.Now, Log: lines.refusals(log), Observe: a.metrics,
+		Tokens: a.tokens, Verifier: a.callers, Secrets: a.secrets, Now: time.Now, Log: lines.refusals(log), Observe: a.metrics,
 	})
 	if err != nil {
 		return nil, err
@@ -69,6 +76,7 @@ func newApp(ctx context.Context, src *source, log zerolog.Logger, lines *logQueu
 	a.reload = &reloader{src: src, app: a}
 	if err := a.reload.first(); err != nil {
 		a.tokens.Close()
+		a.callers.Close()
 		a.secrets.Close()
 		return nil, err
 	}
@@ -123,6 +131,8 @@ func (a *app) run(ctx context.Context) error {
 	go a.secrets.Run(background)
 	go a.reload.run(background, hup)
 	a.tokens.Warm(background)
+	go a.resources.Watch(background, func() []*policy.Upstream { return a.reload.set.Load().Upstreams })
+	a.callers.Warm()
 
 	failed := make(chan error, 2)
 	go func() { failed <- a.grpc.Serve(a.grpcListener) }()
@@ -214,7 +224,31 @@ func (a *app) close() {
 		}
 	}
 	a.tokens.Close()
+	a.callers.Close()
+	a.share(nil)
 	a.secrets.Close()
+}
+
+// newFleet makes the shared cache of a policy, nil when it has none.
+func (a *app) newFleet(set *policy.Set) (*tokens.Fleet, error) {
+	if set.SharedCache == nil {
+		return nil, nil
+	}
+	return tokens.NewFleet(tokens.FleetConfig{
+		Spec: *set.SharedCache, Secrets: a.secrets, Now: time.Now, Log: a.log,
+		Observe: a.metrics.SharedCache, Up: a.metrics.SharedCacheUp,
+	})
+}
+
+// share puts a shared cache in force, or none, and closes the one before.
+func (a *app) share(f *tokens.Fleet) {
+	a.tokens.Share(f)
+	if old := a.fleet.Swap(f); old != nil && old != f {
+		old.Close()
+	}
+	if f == nil {
+		a.metrics.SharedCacheOff()
+	}
 }
 
 // ready is what /readyz asks.

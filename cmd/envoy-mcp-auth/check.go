@@ -125,10 +125,12 @@ func unusable(set *policy.Set, env func(string) (string, bool)) []error {
 			faults = append(faults, err)
 		}
 	}
-	// No token request is made: nobody warms this cache.
+	// No request is made: nobody warms these two.
 	cache := tokens.New(tokens.Config{Secrets: store, Now: time.Now})
 	defer cache.Close()
-	server, err := extproc.New(extproc.Config{Tokens: cache, Secrets: store, Now: time.Now})
+	callers := tokens.NewVerifier(tokens.VerifierConfig{Now: time.Now})
+	defer callers.Close()
+	server, err := extproc.New(extproc.Config{Tokens: cache, Verifier: callers, Secrets: store, Now: time.Now})
 	if err == nil {
 		err = server.Load(set)
 	}

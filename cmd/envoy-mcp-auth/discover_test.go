@@ -147,3 +147,28 @@ func TestProgress(t *testing.T) {
 		t.Errorf("want %q once all %d were done, got %q, %d", want, fetchers+4, slow.String(), len(seen))
 	}
 }
+
+// U4: at serve time the comparison is made in the background, logged and shown.
+func TestServeWarnsOfAnotherAuthorizationServer(t *testing.T) {
+	t.Parallel()
+	upstream := upstreamSaying(t, `{"resource": "URL/mcp", "authorization_servers": ["https://evil.example"]}`)
+	r := start(t, func(socket, admin, auth string) string {
+		return fmt.Sprintf(`version: 1
+server: {listen: %q, admin: %q}
+callers:
+  anyone: {any: true}
+upstreams:
+  tools:
+    url: %q
+    discover: true
+    callers: [anyone]
+    credential: {oauth2: {token_url: "%s/token", client_id: proxy, client_secret: "${SECRET}", resource: "https://other.example"}}
+`, socket, admin, upstream, auth)
+	})
+	r.until(t, "/status", `      "resource_check": {`)
+	for _, where := range []string{r.get(t, "/status"), r.log.String()} {
+		if !strings.Contains(where, "set credential.oauth2.resource") {
+			t.Errorf("want the difference in:\n%s", where)
+		}
+	}
+}

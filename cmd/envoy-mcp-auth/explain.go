@@ -14,15 +14,18 @@ import (
 
 // explanation is what explain shows.
 type explanation struct {
-	Upstream string         `json:"upstream"`
-	Caller   string         `json:"caller,omitempty"`
-	Reason   string         `json:"reason"`
-	Status   int            `json:"status"`
-	Text     string         `json:"text"`
-	Set      []headerChange `json:"set,omitempty"`
-	Remove   []string       `json:"remove,omitempty"`
-	Kept     int            `json:"cookies_kept"`
-	Dropped  int            `json:"cookies_dropped"`
+	Upstream string `json:"upstream"`
+	Caller   string `json:"caller,omitempty"`
+	// Verify names the callers of whom the request's token may be, and how it
+	// would be verified. What follows holds if it is theirs.
+	Verify  []string       `json:"verify,omitempty"`
+	Reason  string         `json:"reason"`
+	Status  int            `json:"status"`
+	Text    string         `json:"text"`
+	Set     []headerChange `json:"set,omitempty"`
+	Remove  []string       `json:"remove,omitempty"`
+	Kept    int            `json:"cookies_kept"`
+	Dropped int            `json:"cookies_dropped"`
 }
 
 type headerChange struct {
@@ -46,7 +49,8 @@ func newExplain(st streams) *cobra.Command {
 		Use:   "explain",
 		Short: "Show the decision for one request, and the exact header changes",
 		Long: "Decides about a request given as headers, and shows what would change. Nothing is sent, no\n" +
-			"token is fetched, and secrets are masked. The exit status is 0 when the request goes on, else 1.",
+			"token is fetched, and secrets are masked. A caller's access token is not verified here: the rest\n" +
+			"is shown as if it were good. The exit status is 0 when the request goes on, else 1.",
 		Example: "  envoy-mcp-auth explain -c policy.yaml --upstream protected_server \\\n" +
 			"    -H 'Authorization: Bearer mine' -H 'Cookie: session_id=1; tracking=2' --uri-san spiffe://company/litellm",
 		Args: cobra.NoArgs,
@@ -101,37 +105,62 @@ func explain(set *policy.Set, f *explainFlags) (*explanation, error) {
 func (ex *explanation) decide(set *policy.Set, req *policy.Request) {
 	up, reason := set.Lookup(req)
 	if reason != policy.Allowed {
-		ex.end(reason)
+		ex.end(nil, reason)
 		return
 	}
 	var sc policy.Screening
 	if reason = up.Screen(req, &sc); reason != policy.Allowed {
-		ex.end(reason)
+		ex.end(up, reason)
 		return
 	}
-	caller, reason := up.Authorize(req, &sc)
-	if reason != policy.Allowed {
-		ex.end(reason)
+	if reason = ex.authorize(up, req, &sc); reason != policy.Allowed {
+		ex.end(up, reason)
 		return
 	}
-	ex.Caller = caller.Name
 	cookies := up.Cookies.Filter(nil, sc.Cookies)
 	ex.Kept, ex.Dropped = cookies.Kept, cookies.Dropped
 	if cookies.Edit == policy.CookieRefuse {
-		ex.end(policy.BadRequest)
+		ex.end(up, policy.BadRequest)
 		return
 	}
 	ex.changes(up, &sc, cookies)
-	ex.end(policy.Allowed)
+	ex.end(up, policy.Allowed)
 }
 
-func (ex *explanation) end(r policy.Reason) {
-	ex.Reason, ex.Status, ex.Text = r.String(), r.Status(), r.Text()
+// authorize finds out who calls. A token decides alone, and to verify it would
+// take the keys of its issuer.
+func (ex *explanation) authorize(up *policy.Upstream, req *policy.Request, sc *policy.Screening) policy.Reason {
+	candidates, token, reason := up.TokenOf(sc)
+	if reason != policy.Allowed {
+		return reason
+	}
+	if token == nil {
+		caller, reason := up.Authorize(req, sc)
+		if reason == policy.Allowed {
+			ex.Caller = caller.Name
+		}
+		return reason
+	}
+	for _, c := range candidates {
+		j := c.JWT
+		ex.Verify = append(ex.Verify, fmt.Sprintf("%s if the token in %s is of %s, for %s (%s, %s)",
+			c.Name, j.Header, j.Issuer, strings.Join(j.Audiences, " or "), j.Profile, strings.Join(j.Algorithms, " ")))
+	}
+	return policy.Allowed
+}
+
+// end takes the upstream for the status, or nil.
+func (ex *explanation) end(up *policy.Upstream, r policy.Reason) {
+	ex.Reason, ex.Status, ex.Text = r.String(), up.Status(r), r.Text()
 }
 
 func (ex *explanation) changes(up *policy.Upstream, sc *policy.Screening, cookies policy.CookieResult) {
 	if o := up.Credential.OAuth2; o != nil {
-		ex.Set = append(ex.Set, headerChange{"authorization", "Bearer ***", "access token of client " + cmp.Or(o.ClientID, "none") + " from " + cmp.Or(o.TokenURL, o.Issuer)})
+		note := "access token of client "
+		if o.UserBound() {
+			note = "access token of the caller alone, by client "
+		}
+		ex.Set = append(ex.Set, headerChange{"authorization", "Bearer ***", note + cmp.Or(o.ClientID, "none") + " from " + cmp.Or(o.TokenURL, o.Issuer)})
 	}
 	for _, h := range up.Credential.Headers {
 		ex.Set = append(ex.Set, headerChange{h.Name, "***", "from " + h.Value.String()})
@@ -161,6 +190,12 @@ func (ex *explanation) text(w io.Writer) error {
 	fmt.Fprintf(&b, "upstream  %s\n", ex.Upstream)
 	if ex.Caller != "" {
 		fmt.Fprintf(&b, "caller    %s\n", ex.Caller)
+	}
+	for _, v := range ex.Verify {
+		fmt.Fprintf(&b, "caller    %s\n", v)
+	}
+	if len(ex.Verify) > 0 {
+		b.WriteString("verify    nothing was sent, so the token was not verified; if it is good:\n")
 	}
 	fmt.Fprintf(&b, "decision  %s (%d): %s\n", ex.Reason, ex.Status, ex.Text)
 	for _, h := range ex.Set {

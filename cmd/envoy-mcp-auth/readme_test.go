@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -97,7 +98,7 @@ func TestReadmeTables(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := between(t, text, "reasons", reasonTable())
+	want := between(t, text, "reasons", reasonTable(t))
 	want = between(t, want, "metrics", metricTable(t))
 	if *update {
 		if err := os.WriteFile(readme, want, 0o644); err != nil {
@@ -121,12 +122,22 @@ func between(t *testing.T, text []byte, name, table string) []byte {
 	return slices.Concat(text[:from], []byte(table), text[to:])
 }
 
-func reasonTable() string {
+func reasonTable(t *testing.T) string {
+	t.Helper()
+	set, err := policy.Parse("policy.yaml", []byte(jwtPolicy), func(string) (string, bool) { return "x", true })
+	if err != nil {
+		t.Fatal(err)
+	}
+	tokened, _ := set.Lookup(&policy.Request{Name: "tools"})
 	var b strings.Builder
 	b.WriteString("| status | reason | what the caller reads |\n| --- | --- | --- |\n")
 	for _, r := range policy.Reasons() {
 		if r != policy.Allowed {
-			fmt.Fprintf(&b, "| %d | `%s` | %s |\n", r.Status(), r, r.Text())
+			status := strconv.Itoa(r.Status())
+			if other := tokened.Status(r); other != r.Status() {
+				status += fmt.Sprintf("; %d where a `jwt` caller is listed", other)
+			}
+			fmt.Fprintf(&b, "| %s | `%s` | %s |\n", status, r, r.Text())
 		}
 	}
 	return b.String()
@@ -139,6 +150,8 @@ func metricTable(t *testing.T) string {
 	m.Decided(&extproc.Decision{})
 	m.Fetched(tokens.Fetch{Upstreams: []string{"a"}})
 	m.Reloaded(time.Time{}, nil)
+	m.SharedCache("hit")
+	m.SharedCacheUp(true)
 	families, err := m.Registry.Gather()
 	if err != nil {
 		t.Fatal(err)

@@ -112,6 +112,7 @@ func (r *reloader) attempt(ctx context.Context) {
 	}
 	r.failed, r.ill = time.Time{}, ""
 	r.app.tokens.Warm(ctx)
+	r.app.callers.Warm()
 	r.app.log.Info().Int("upstreams", len(r.set.Load().Upstreams)).Msg("policy reloaded")
 }
 
@@ -126,12 +127,20 @@ func (r *reloader) load() error {
 	if err := r.app.secrets.Require(needs); err != nil {
 		return fmt.Errorf("reading secrets: %w", err)
 	}
-	if err := r.app.server.Load(set); err != nil {
+	fleet, err := r.fleet(set)
+	if err == nil {
+		err = r.app.server.Load(set)
+	}
+	if err != nil {
+		if fleet != nil && fleet != r.app.fleet.Load() {
+			fleet.Close()
+		}
 		if old := r.set.Load(); old != nil {
 			r.app.secrets.Retain(secrets.Of(old))
 		}
 		return err
 	}
+	r.app.share(fleet)
 	r.app.secrets.Retain(needs)
 	if r.set.Swap(set) != nil && needsRestart(&r.app.started, &set.Server) {
 		r.app.log.Warn().Msg("server.listen, admin, tls, drain_delay and drain_timeout take effect at the next start")
@@ -142,6 +151,15 @@ func (r *reloader) load() error {
 	r.state.Store(&reloadState{LoadedAt: time.Now()})
 	settleMemory(r.src.st.env)
 	return nil
+}
+
+// fleet returns the shared cache of a policy: the one in force when the policy
+// says nothing new about it, so that it keeps its connections.
+func (r *reloader) fleet(set *policy.Set) (*tokens.Fleet, error) {
+	if old := r.set.Load(); old != nil && old.SharedCache != nil && set.SharedCache != nil && *old.SharedCache == *set.SharedCache {
+		return r.app.fleet.Load(), nil
+	}
+	return r.app.newFleet(set)
 }
 
 // needsRestart reports whether a reload changed what only a start puts in force.

@@ -9,10 +9,14 @@ import (
 
 // statusReport is /status. Nothing in it is secret.
 type statusReport struct {
-	Version   string           `json:"version"`
-	Ready     string           `json:"ready"`
-	Policy    policyStatus     `json:"policy"`
-	Upstreams []upstreamStatus `json:"upstreams"`
+	Version string       `json:"version"`
+	Ready   string       `json:"ready"`
+	Policy  policyStatus `json:"policy"`
+	// SharedCache is missing without one.
+	SharedCache *tokens.FleetStatus `json:"shared_cache,omitempty"`
+	Upstreams   []upstreamStatus    `json:"upstreams"`
+	// Issuers are those whose tokens prove callers.
+	Issuers []tokens.IssuerStatus `json:"issuers,omitempty"`
 }
 
 type policyStatus struct {
@@ -28,13 +32,19 @@ type upstreamStatus struct {
 	Callers    []string       `json:"callers"`
 	Credential string         `json:"credential"`
 	Token      *tokens.Status `json:"token,omitempty"`
+	// Resource is what an upstream with discover: true says of itself.
+	Resource *tokens.ResourceCheck `json:"resource_check,omitempty"`
 }
 
 func (a *app) status() any {
 	set := a.reload.set.Load()
-	report := statusReport{Version: versionString(), Ready: "yes", Policy: policyStatus{File: a.reload.src.file, reloadState: *a.reload.state.Load()}}
+	report := statusReport{Version: versionString(), Ready: "yes", Policy: policyStatus{File: a.reload.src.file, reloadState: *a.reload.state.Load()}, Issuers: a.callers.Status()}
 	if err := a.ready(); err != nil {
 		report.Ready = "no: " + err.Error()
+	}
+	if f := a.fleet.Load(); f != nil {
+		st := f.Status()
+		report.SharedCache = &st
 	}
 	for _, w := range set.Warnings {
 		report.Policy.Warnings = append(report.Policy.Warnings, w.String())
@@ -52,6 +62,7 @@ func (a *app) status() any {
 		if st, ok := held[up.Name]; ok {
 			u.Token = &st
 		}
+		u.Resource = a.resources.Of(up.Name)
 		report.Upstreams = append(report.Upstreams, u)
 	}
 	return report

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -69,7 +70,7 @@ func freeAddress(ctx context.Context) (string, error) {
 func compare(ctx context.Context, dir, binary string, opt options) error {
 	tokens := tokenEndpoint()
 	defer tokens.Close()
-	var addr [4]string // ours, empty, backend, admin
+	var addr [5]string // ours, empty, backend, admin, ours with the access log
 	for i := range addr {
 		a, err := freeAddress(ctx)
 		if err != nil {
@@ -102,7 +103,7 @@ func compare(ctx context.Context, dir, binary string, opt options) error {
 	if err := ours.waitReady(ctx, addr[3], 15*time.Second); err != nil {
 		return err
 	}
-	bootstrap, err := merged(oursText, emptyText, addr[2])
+	bootstrap, err := merged(oursText, emptyText, strings.Replace(oursText, addr[0], addr[4], 1), addr[2])
 	if err != nil {
 		return err
 	}
@@ -113,13 +114,15 @@ func compare(ctx context.Context, dir, binary string, opt options) error {
 	defer e.Stop()
 	return table(ctx, e.PID, opt,
 		side{"envoy-mcp-auth", ours.pid(), addr[0], "/ours/mcp"},
+		side{"envoy-mcp-auth with the access log", ours.pid(), addr[4], "/ours/mcp"},
 		side{"empty ext_proc server", baseline.pid(), addr[1], "/empty/mcp"})
 }
 
 // merged is one Envoy with both sides' rendered configuration, and a listener
 // that answers 200 as their upstream. The empty server cannot set our mark, so
-// its side goes without the guard.
-func merged(ours, empty, backend string) ([]byte, error) {
+// its side goes without the guard. Neither side sends its access log: a third
+// listener does, with calls that go by our server as well.
+func merged(ours, empty, logged, backend string) ([]byte, error) {
 	a, err := rendered(ours)
 	if err != nil {
 		return nil, err
@@ -128,6 +131,13 @@ func merged(ours, empty, backend string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	l, err := rendered(logged)
+	if err != nil {
+		return nil, err
+	}
+	dropLog(a)
+	dropLog(b)
+	rename(l, "mcp", "mcp_logged")
 	dropGuard(b)
 	rename(b, "envoy_mcp_auth", "empty_server")
 	rename(b, "mcp", "mcp_empty")
@@ -140,7 +150,8 @@ func merged(ours, empty, backend string) ([]byte, error) {
 		return nil, err
 	}
 	res, other := a["static_resources"].(map[string]any), b["static_resources"].(map[string]any) //nolint:forcetypeassert // rendered just now
-	res["listeners"] = append(append(list(res["listeners"]), list(other["listeners"])...), upstream)
+	third := l["static_resources"].(map[string]any)                                              //nolint:forcetypeassert // as above
+	res["listeners"] = slices.Concat(list(res["listeners"]), list(other["listeners"]), list(third["listeners"]), []any{upstream})
 	res["clusters"] = append(list(res["clusters"]), list(other["clusters"])...)
 	return yaml.Marshal(a)
 }
@@ -176,6 +187,21 @@ func rendered(text string) (map[string]any, error) {
 }
 
 func list(v any) []any { l, _ := v.([]any); return l }
+
+// dropLog takes every access log out.
+func dropLog(v any) {
+	switch v := v.(type) {
+	case map[string]any:
+		delete(v, "access_log")
+		for _, child := range v {
+			dropLog(child)
+		}
+	case []any:
+		for _, child := range v {
+			dropLog(child)
+		}
+	}
+}
 
 // dropGuard takes the Lua filter out of every filter list.
 func dropGuard(v any) {
@@ -242,35 +268,43 @@ func measure(ctx context.Context, s side, envoyPID, connections, n int) (sample,
 	return sample{per(0), per(1)}, nil
 }
 
-func table(ctx context.Context, envoyPID int, opt options, ours, baseline side) error {
+func table(ctx context.Context, envoyPID int, opt options, ours, logged, baseline side) error {
 	fmt.Printf("\nProcessor time per call, µs (medians of %d pairs of %d calls; one Envoy worker; rendered configuration)\n\n", opt.rounds, opt.requests)          //nolint:forbidigo // this is the output
 	fmt.Printf("| connections | envoy-mcp-auth | empty ext_proc server | ratio | min–max | Envoy with ours | Envoy with empty |\n|---|---|---|---|---|---|---|\n") //nolint:forbidigo // this is the output
 	for _, connections := range []int{8, 64} {
-		for _, s := range []side{ours, baseline} { // warm up
+		all := []side{ours, baseline, logged}
+		for _, s := range all { // warm up
 			if _, err := measure(ctx, s, envoyPID, connections, opt.requests/4); err != nil {
 				return err
 			}
 		}
-		var a, b []sample
-		var ratios []float64
+		samples := make([][]sample, len(all))
 		for i := range opt.rounds {
 			say("%d connections, pair %d of %d", connections, i+1, opt.rounds)
-			x, err := measure(ctx, ours, envoyPID, connections, opt.requests)
-			if err != nil {
-				return err
+			for k, s := range all {
+				x, err := measure(ctx, s, envoyPID, connections, opt.requests)
+				if err != nil {
+					return err
+				}
+				samples[k] = append(samples[k], x)
 			}
-			y, err := measure(ctx, baseline, envoyPID, connections, opt.requests)
-			if err != nil {
-				return err
-			}
-			a, b, ratios = append(a, x), append(b, y), append(ratios, x.server/y.server)
 		}
-		slices.Sort(ratios)
-		fmt.Printf("| %d | %.1f | %.1f | **%.2f** | %.2f–%.2f | %.0f | %.0f |\n", connections, //nolint:forbidigo // this is the output
-			median(a, sample.ofServer), median(b, sample.ofServer), ratios[len(ratios)/2], ratios[0], ratios[len(ratios)-1],
-			median(a, sample.ofEnvoy), median(b, sample.ofEnvoy))
+		row(strconv.Itoa(connections), samples[0], samples[1])
+		row(strconv.Itoa(connections)+", with the access log", samples[2], samples[1])
 	}
 	return nil
+}
+
+// row prints one side next to the empty server.
+func row(title string, a, b []sample) {
+	ratios := make([]float64, len(a))
+	for i := range a {
+		ratios[i] = a[i].server / b[i].server
+	}
+	slices.Sort(ratios)
+	fmt.Printf("| %s | %.1f | %.1f | **%.2f** | %.2f–%.2f | %.0f | %.0f |\n", title, //nolint:forbidigo // this is the output
+		median(a, sample.ofServer), median(b, sample.ofServer), ratios[len(ratios)/2], ratios[0], ratios[len(ratios)-1],
+		median(a, sample.ofEnvoy), median(b, sample.ofEnvoy))
 }
 
 func (s sample) ofServer() float64 { return s.server }

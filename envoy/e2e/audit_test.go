@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -121,10 +122,39 @@ func (r *rig) secrets() []string {
 // forms are the ways in which a secret may hide.
 func forms(s string) []string {
 	b := []byte(s)
-	return slices.Compact([]string{
-		s, url.QueryEscape(s), url.PathEscape(s), hex.EncodeToString(b),
-		strings.TrimRight(base64.StdEncoding.EncodeToString(b), "="), base64.RawURLEncoding.EncodeToString(b),
-	})
+	quoted, _ := json.Marshal(s) // with < > & spelled out
+	all := []string{
+		s, url.QueryEscape(s), url.PathEscape(s), lowerEscapes(url.QueryEscape(s)), strings.Trim(string(quoted), `"`),
+		strings.Trim(strconv.Quote(s), `"`), hex.EncodeToString(b), strings.ToUpper(hex.EncodeToString(b)), strings.Trim(fmt.Sprintf("%d", b), "[]"),
+	}
+	for _, enc := range []*base64.Encoding{base64.RawStdEncoding, base64.RawURLEncoding} {
+		for _, inner := range []string{s, url.QueryEscape(s)} { // RFC 6749 §2.3.1: escaped, then encoded
+			all = append(all, aligned(enc, inner)...)
+		}
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
+}
+
+// lowerEscapes writes %2B as %2b, and nothing else in lower case.
+func lowerEscapes(s string) string {
+	parts := strings.Split(s, "%")
+	for i, p := range parts[1:] {
+		parts[i+1] = strings.ToLower(p[:2]) + p[2:]
+	}
+	return strings.Join(parts, "%")
+}
+
+// aligned returns what a text looks like within something longer that is base64:
+// it begins at one of three places of a group, and what shares a character with
+// its neighbours is left out.
+func aligned(enc *base64.Encoding, s string) []string {
+	all := make([]string, 3)
+	for off := range all {
+		bits := (off + len(s)) * 8
+		all[off] = enc.EncodeToString(append(make([]byte, off), s...))[(off*8+5)/6 : bits/6]
+	}
+	return all
 }
 
 // channels are all the places where somebody else can read.
@@ -136,10 +166,13 @@ func (r *rig) channels() map[string]string {
 			r.t.Error(err)
 		}
 		out["the program's log"] += string(b)
+		if cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", p.cmd.Process.Pid)); err == nil {
+			out["the program's command line"] += string(cmdline)
+		}
 		if p.gone() {
 			continue
 		}
-		for _, path := range []string{"/metrics", "/status", "/readyz", "/healthz"} {
+		for _, path := range []string{"/metrics", "/status", "/readyz", "/healthz", "/", "/debug/pprof/goroutine?debug=2"} {
 			_, text := p.get(path)
 			out["the program's "+path] += text
 		}
@@ -147,7 +180,9 @@ func (r *rig) channels() map[string]string {
 	if r.envoy != nil {
 		b, _ := os.ReadFile(r.envoy.Log)
 		out["Envoy's log"] = string(b)
-		for _, path := range []string{"/config_dump", "/stats", "/clusters"} {
+		for _, path := range []string{
+			"/config_dump?include_eds", "/stats", "/stats/prometheus", "/clusters", "/listeners", "/certs", "/server_info", "/runtime",
+		} {
 			b, _ := r.envoy.Get(context.Background(), path) // stopped by now, in some cases
 			out["Envoy's "+path] = string(b)
 		}

@@ -73,10 +73,15 @@ func (r *rig) do(ctx context.Context, client *http.Client, url string, body io.R
 
 // try is do for goroutines that are not the test's.
 func (r *rig) try(ctx context.Context, client *http.Client, url string, body io.Reader, headers pairs) (reply, error) {
+	return r.send(ctx, client, http.MethodPost, url, body, headers)
+}
+
+// send is try with another method.
+func (r *rig) send(ctx context.Context, client *http.Client, method, url string, body io.Reader, headers pairs) (reply, error) {
 	if client == nil {
 		client = &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, body)
+	req, err := http.NewRequestWithContext(ctx, method, url, body)
 	if err != nil {
 		return reply{}, err
 	}

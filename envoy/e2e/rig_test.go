@@ -81,6 +81,7 @@ type rig struct {
 	policy  string // path of the policy file
 	spawned []*processor
 	leaky   bool // the case shows what leaks, so the audit's findings are its own to judge
+	dumped  bool // the case makes the program print its goroutines
 
 	mu      sync.Mutex
 	answers bytes.Buffer // all that callers were told
@@ -219,6 +220,7 @@ func (r *rig) startEnvoy(bootstrap []byte) {
 	}
 	e, err := realenvoy.Start(r.t.Context(), realenvoy.Config{
 		Binary: realenvoy.Require(r.t), Dir: dir, Bootstrap: bootstrap, LogLevel: "info", Ready: time.Minute,
+		Args: []string{"--file-flush-interval-msec", "100"}, // an access log is scanned too
 	})
 	if err != nil {
 		r.t.Fatal(err)
@@ -392,7 +394,7 @@ func (r *rig) finish() {
 	for _, p := range r.spawned {
 		p.signal(syscall.SIGCONT)
 		p.kill()
-		if log := tail(p.log, 1<<20); strings.Contains(log, "DATA RACE") || strings.Contains(log, "goroutine ") {
+		if log := tail(p.log, 1<<20); strings.Contains(log, "DATA RACE") || strings.Contains(log, "goroutine ") && !r.dumped {
 			r.t.Errorf("the program raced or panicked:\n%.6000s", log)
 		}
 	}

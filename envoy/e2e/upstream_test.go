@@ -46,6 +46,7 @@ type upstream struct {
 	handler  http.Handler
 	arrivals []arrival
 	count    int
+	proto    string // of the last request
 	taps     []*tap
 	secure   bool         // speaks TLS, so that the taps read nothing
 	inside   bytes.Buffer // of a secure one, all headers and trailers
@@ -164,6 +165,7 @@ func (u *upstream) serve(w http.ResponseWriter, r *http.Request) {
 	r.Body = body
 	u.mu.Lock()
 	u.count++
+	u.proto = r.Proto
 	i := len(u.arrivals)
 	u.arrivals = append(u.arrivals, arrival{
 		Method: r.Method, Target: r.RequestURI, Host: r.Host, Header: r.Header.Clone(), Head: c.head(), At: time.Now(),
@@ -235,6 +237,13 @@ func (u *upstream) total() int {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	return u.count
+}
+
+// protocol returns by which one the last request came.
+func (u *upstream) protocol() string {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.proto
 }
 
 // raw returns every byte that ever came.

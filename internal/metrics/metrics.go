@@ -27,6 +27,8 @@ type Metrics struct {
 	reloadAt  prometheus.Gauge
 	unlogged  prometheus.Counter
 	stale     prometheus.Gauge
+	shared    *prometheus.CounterVec
+	sharedUp  *prometheus.GaugeVec
 	series    sync.Map // seriesKey → prometheus.Counter, so that a call does not hash labels
 }
 
@@ -69,6 +71,14 @@ func New(version string, expiries func(yield func(upstream string, expiry time.T
 			Name: "mcp_auth_stale_secret_files",
 			Help: "Secret files that cannot be read now: their last good values serve, and the next start would fail.",
 		}),
+		shared: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "mcp_auth_shared_cache_requests_total",
+			Help: "Uses of the shared cache by result: hit, miss and stored when it works; any other result is a token that was fetched without it.",
+		}, []string{"result"}),
+		sharedUp: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "mcp_auth_shared_cache_up",
+			Help: "1 while the shared cache is used, 0 while each replica fetches its own tokens; absent without a shared_cache.",
+		}, nil),
 		unlogged: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "mcp_auth_log_lines_dropped_total",
 			Help: "Log lines not written: refusals beyond 100 a second, or a reader of the log that is too slow.",
@@ -79,7 +89,7 @@ func New(version string, expiries func(yield func(upstream string, expiry time.T
 		ConstLabels: prometheus.Labels{"version": version},
 	})
 	build.Set(1)
-	m.Registry.MustRegister(m.decisions, m.seconds, m.fetches, m.reloads, m.reloadOK, m.reloadAt, m.unlogged, m.stale, build,
+	m.Registry.MustRegister(m.decisions, m.seconds, m.fetches, m.reloads, m.reloadOK, m.reloadAt, m.unlogged, m.stale, m.shared, m.sharedUp, build,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	if expiries != nil {
 		m.Registry.MustRegister(expiryCollector{expiries, expiryDesc()})
@@ -129,6 +139,21 @@ func (m *Metrics) LogDropped() { m.unlogged.Inc() }
 
 // SecretsStale says how many secret files cannot be read again.
 func (m *Metrics) SecretsStale(n int) { m.stale.Set(float64(n)) }
+
+// SharedCache counts one use of the shared cache.
+func (m *Metrics) SharedCache(result string) { m.shared.WithLabelValues(result).Inc() }
+
+// SharedCacheUp says whether the shared cache is used.
+func (m *Metrics) SharedCacheUp(up bool) {
+	value := 0.0
+	if up {
+		value = 1
+	}
+	m.sharedUp.WithLabelValues().Set(value)
+}
+
+// SharedCacheOff says that there is no shared cache any more.
+func (m *Metrics) SharedCacheOff() { m.sharedUp.Reset() }
 
 // Reloaded counts one attempt to put a policy in force.
 func (m *Metrics) Reloaded(at time.Time, err error) {

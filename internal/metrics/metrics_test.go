@@ -20,6 +20,8 @@ func TestMetrics(t *testing.T) {
 	m.Decided(&extproc.Decision{Upstream: "a", Reason: policy.Allowed})
 	m.Decided(&extproc.Decision{Reason: policy.NoPolicy})
 	m.Fetched(tokens.Fetch{Upstreams: []string{"a", "b"}, Result: "ok"})
+	m.SharedCache("hit")
+	m.SharedCacheUp(true)
 	m.Reloaded(time.Unix(99, 0), nil)
 	m.Reloaded(time.Unix(100, 0), errors.New("bad"))
 	want := `
@@ -33,6 +35,12 @@ mcp_auth_config_last_reload_successful 0
 # TYPE mcp_auth_decisions_total counter
 mcp_auth_decisions_total{reason="allowed",upstream="a"} 2
 mcp_auth_decisions_total{reason="no_policy",upstream=""} 1
+# HELP mcp_auth_shared_cache_requests_total Uses of the shared cache by result: hit, miss and stored when it works; any other result is a token that was fetched without it.
+# TYPE mcp_auth_shared_cache_requests_total counter
+mcp_auth_shared_cache_requests_total{result="hit"} 1
+# HELP mcp_auth_shared_cache_up 1 while the shared cache is used, 0 while each replica fetches its own tokens; absent without a shared_cache.
+# TYPE mcp_auth_shared_cache_up gauge
+mcp_auth_shared_cache_up 1
 # HELP mcp_auth_token_expiry_timestamp_seconds When the access token held for an upstream expires; absent while there is none.
 # TYPE mcp_auth_token_expiry_timestamp_seconds gauge
 mcp_auth_token_expiry_timestamp_seconds{upstream="a"} 1234
@@ -42,8 +50,13 @@ mcp_auth_token_requests_total{result="ok",upstream="a"} 1
 `
 	if err := testutil.GatherAndCompare(m.Registry, strings.NewReader(want),
 		"mcp_auth_config_last_reload_success_timestamp_seconds", "mcp_auth_config_last_reload_successful",
+		"mcp_auth_shared_cache_requests_total", "mcp_auth_shared_cache_up",
 		"mcp_auth_decisions_total", "mcp_auth_token_expiry_timestamp_seconds", "mcp_auth_token_requests_total"); err != nil {
 		t.Error(err)
+	}
+	m.SharedCacheOff()
+	if n, err := testutil.GatherAndCount(m.Registry, "mcp_auth_shared_cache_up"); n != 0 || err != nil {
+		t.Errorf("mcp_auth_shared_cache_up without a shared cache: got %d, %v", n, err)
 	}
 	if problems, err := testutil.GatherAndLint(m.Registry); err != nil || len(problems) > 0 {
 		t.Errorf("lint: %v %v", problems, err)

@@ -122,7 +122,7 @@ func call(ctx context.Context, endpoint, scenario string) error {
 	if strings.HasPrefix(scenario, "auth/") {
 		scenario = "initialize"
 	}
-	cmd := exec.CommandContext(ctx, os.Getenv(harnessClient), endpoint) //nolint:gosec // set by the test that started the suite
+	cmd := exec.CommandContext(ctx, os.Getenv(harnessClient), endpoint)
 	cmd.Stderr = os.Stderr
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), scenarioVariable + "=" + scenario}
 	if !strings.HasPrefix(os.Getenv(scenarioVariable), "auth/") {
