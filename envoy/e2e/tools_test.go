@@ -2,15 +2,21 @@ package e2e_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/modelcontextprotocol/go-sdk/mcp"
+
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/reallitellm"
 )
 
 // ruled is a policy with an upstream for each proof, and one without rules.
@@ -321,6 +327,113 @@ func TestSessionWithToolRules(t *testing.T) {
 	if methods["GET"] == 0 || methods["DELETE"] != 1 {
 		t.Errorf("want a stream and the end of the session, got %v", methods)
 	}
+}
+
+// TestLiteLLMWithToolRules: a tool that the rules keep from LiteLLM is refused at
+// once, and both logs name it, while listing and the others work.
+func TestLiteLLMWithToolRules(t *testing.T) {
+	binary := reallitellm.Require(t)
+	r := start(t, `
+version: 1
+server: {listen: "unix://{{.Socket}}", admin: "{{.Admin}}"}
+envoy: {listen: {{.Listen}}}
+callers:
+  litellm: {key: {sha256: {{.KeySum}}}, scopes: [math]}
+defaults: {callers: [litellm]}
+upstreams:
+  open: {url: {{.URL "open"}}, credential: none}
+  alpha:
+    url: {{.URL "alpha"}}
+    credential: {oauth2: {token_url: {{.TokenURL}}, client_id: alpha-client, client_secret: "${ALPHA_SECRET}", scopes: [mcp.read]}}
+    tools: {rules: [{names: [add], scopes: [math]}, {names: [whoami], scopes: [identity]}]}
+`)
+	r.withServers()
+	dir := filepath.Join(r.dir, "litellm")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	l, err := reallitellm.Start(t.Context(), reallitellm.Config{
+		Binary:     binary,
+		Dir:        dir,
+		Env:        []string{"LITELLM_MASTER_KEY=" + masterKey, "MCP_AUTH_KEY_LITELLM=" + callerKey},
+		ConfigYAML: append([]byte("general_settings: {master_key: os.environ/LITELLM_MASTER_KEY}\n"), r.run("render", "litellm", "-c", r.policy)...),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(l.Stop)
+	for tool, want := range map[string]struct {
+		args   map[string]any
+		reason string
+	}{
+		"add":    {map[string]any{"a": 2, "b": 3}, ""},
+		"whoami": {map[string]any{}, "scope_missing"},
+		"slow":   {map[string]any{}, "tool_denied"},
+	} {
+		out, err := callByLiteLLM(t, l, "alpha", tool, want.args)
+		if want.reason == "" {
+			if err != nil || !strings.Contains(out, "5") {
+				t.Errorf("%s: got %q, %v", tool, out, err)
+			}
+			continue
+		}
+		if err == nil {
+			t.Errorf("%s: want a refusal, got %q", tool, out)
+		}
+		// This LiteLLM drops the body of an answer to a call: it logs status and
+		// tool, and our own line says the rest.
+		r.eventually("LiteLLM's log names "+tool+" and the status", 5*time.Second, func() bool {
+			return slices.ContainsFunc(strings.Split(tail(l.Log, 1<<20), "MCP client call_tool failed"), func(entry string) bool {
+				head, _, _ := strings.Cut(entry, "Transport:")
+				return strings.Contains(head, "403 Forbidden") && strings.Contains(head, "Tool: "+tool+",")
+			})
+		})
+		if log := tail(r.proc.log, 1<<20); !strings.Contains(log, `"reason":"`+want.reason+`"`) || !strings.Contains(log, `"tool":"`+tool+`"`) {
+			t.Errorf("want %s and %s in our log, got %s", want.reason, tool, log)
+		}
+	}
+}
+
+// callByLiteLLM lists the tools of a server, which must be all three, and calls one.
+func callByLiteLLM(t *testing.T, l *reallitellm.LiteLLM, server, tool string, args map[string]any) (string, error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	client := mcp.NewClient(&mcp.Implementation{Name: "e2e", Version: "0"}, nil)
+	s, err := client.Connect(ctx, &mcp.StreamableClientTransport{
+		Endpoint:             l.URL + "/" + server + "/mcp",
+		HTTPClient:           &http.Client{Transport: caller{pairs{"x-litellm-api-key", "Bearer " + masterKey}, &http.Transport{}}},
+		DisableStandaloneSSE: true,
+	}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = s.Close() }()
+	tools, err := s.ListTools(ctx, nil)
+	if err != nil || len(tools.Tools) != 3 {
+		t.Fatalf("want all three tools listed, got %v, %v", tools, err)
+	}
+	for _, found := range tools.Tools {
+		if !strings.HasSuffix(found.Name, tool) {
+			continue
+		}
+		res, err := s.CallTool(ctx, &mcp.CallToolParams{Name: found.Name, Arguments: args})
+		if err != nil {
+			return "", err
+		}
+		out := fmt.Sprint(res.StructuredContent)
+		for _, c := range res.Content {
+			if text, ok := c.(*mcp.TextContent); ok {
+				out += text.Text
+			}
+		}
+		if res.IsError {
+			return "", errors.New(out)
+		}
+		return out, nil
+	}
+	t.Fatalf("no tool %s", tool)
+	return "", nil
 }
 
 // sized makes an allowed call whose body has this many bytes.
