@@ -13,6 +13,8 @@ const (
 	minBody = 1 << 10
 	// MaxBody is the largest body that any policy lets be read, in bytes.
 	MaxBody = 16 << 20
+	// maxFiltered is the most that Envoy's mcp filter can be told to read.
+	maxFiltered = 10 << 20
 )
 
 // tools checks what a block says by itself. Callers are those of the upstream,
@@ -25,6 +27,8 @@ func (c *checker) tools(path string, spec *ToolsSpec, callers []string) {
 		switch {
 		case spec.MaxBody < minBody || spec.MaxBody > MaxBody:
 			c.fault(p, "want a size from 1KiB to 16MiB, got %s; correct it", c.got(p))
+		case Proof(spec.Proof) == ProofMCPFilter && spec.MaxBody > maxFiltered:
+			c.fault(p, "Envoy's mcp filter reads at most 10MiB, got %s; correct it, or choose another proof", c.got(p))
 		case Proof(spec.Proof) == ProofHeaders:
 			c.fault(p, "no body is read with proof: headers; remove it, or choose another proof")
 		}
@@ -106,7 +110,7 @@ func (c *checker) toolWarnings(path string, spec *ToolsSpec) {
 	case ProofHeaders:
 		c.warn(path+".proof", "headers are the caller's word until the upstream compares them with the body: it must demand MCP 2026-07-28, and callers of older versions are refused")
 	case ProofMCPFilter:
-		c.warn(path+".proof", "Envoy's mcp filter is work in progress; let check --envoy confirm that it runs as render lays it out, and look again with each new Envoy")
+		c.warn(path+".proof", "Envoy's mcp filter is work in progress, and takes members whose names differ by case alone, which some servers take for one another; let check --envoy confirm that it runs as render lays it out, and look again with each new Envoy")
 	case ProofBody:
 	}
 }

@@ -100,8 +100,9 @@ func (h *Standard) decode(name []byte) Reason {
 		h.Name = name
 		return Allowed
 	}
-	// No longer name is a proof, so it is not worth the work (rule H12).
-	if len(inner) > base64.StdEncoding.EncodedLen(maxTarget) {
+	// No longer name is a proof, so it is not worth the work (rule H12). Line
+	// breaks are what this decoder steps over and others do not.
+	if len(inner) > base64.StdEncoding.EncodedLen(maxTarget) || bytes.ContainsAny(inner, "\r\n") {
 		return HeaderMismatch
 	}
 	v, err := base64.StdEncoding.Strict().AppendDecode(nil, inner)
