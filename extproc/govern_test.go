@@ -238,6 +238,38 @@ func TestFilterAsProof(t *testing.T) {
 	}
 }
 
+// TestA5_ToolScopesInOneChallenge: a token counts for what its scopes say, and one
+// that lacks some is told all that the request and the caller's rule need at once.
+func TestA5_ToolScopesInOneChallenge(t *testing.T) {
+	r := newJWTRig(t)
+	const ask = `Bearer error="insufficient_scope", resource_metadata="https://mcp.company.com/.well-known/oauth-protected-resource/ruled/mcp", scope="`
+	for _, tc := range []struct {
+		name, scope, body, want string
+		reason                  policy.Reason
+	}{
+		{"S6 one call", peoplesScopes, callOf("ticket_new"), ask + peoplesScopes + ` ticket:read ticket:create"`, policy.ScopeMissing},
+		{"some of them", peoplesScopes + " ticket:read", callOf("ticket_new"), ask + peoplesScopes + ` ticket:read ticket:create"`, policy.ScopeMissing},
+		{"a batch", peoplesScopes, "[" + callOf("ticket_new") + "," + callOf("purge") + "]", ask + peoplesScopes + ` ticket:read ticket:create purge"`, policy.ScopeMissing},
+		{"A6 all of them, one by another", peoplesScopes + " desk ticket:create", callOf("ticket_new"), "", policy.Allowed},
+		{"S7 no scope would help", peoplesScopes, callOf("drop"), "", policy.ToolDenied},
+		{"the caller's own scopes come first", "mcp.read", callOf("ticket_new"), ask + peoplesScopes + `"`, policy.ScopeMissing},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			req := headersRequest(nil, nil, ":method", "POST", "content-type", "application/json", "authorization", "Bearer "+mint(t, r.idp, tc.scope, nil))
+			resp := r.judged(t, "ruled", req, tc.body)
+			set, _ := changes(resp)
+			if reasonOf(resp) != tc.reason.String() || set["www-authenticate"] != tc.want {
+				t.Errorf("got %s %s, want %s %s", reasonOf(resp), set["www-authenticate"], tc.reason, tc.want)
+			}
+		})
+	}
+	byKey := headersRequest(nil, nil, ":method", "POST", "content-type", "application/json", "x-mcp-auth-key", "key")
+	resp := r.judged(t, "ruled", byKey, callOf("ticket_new"))
+	if set, _ := changes(resp); reasonOf(resp) != policy.ScopeMissing.String() || set["www-authenticate"] != "" {
+		t.Errorf("a caller without a token is asked for one: %v", resp)
+	}
+}
+
 // TestVerdictStandsOnARetry: attempt 2 asks for no body.
 func TestVerdictStandsOnARetry(t *testing.T) {
 	r := newRig(t)
