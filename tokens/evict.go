@@ -47,7 +47,7 @@ func (e *entry) evict(now time.Time, t *Token, pay func(time.Time) *Error) bool 
 	if !e.current.CompareAndSwap(t, nil) {
 		return false
 	}
-	e.rejected = e.cache.mark(t.Authorization()) // another replica may have stored it
+	e.reject(t.Authorization()) // another replica may have stored it
 	// In its turn, unlike the fetch that a call waits for: 10,000 tokens may be
 	// revoked at once.
 	e.cache.spawn(func() {

@@ -309,6 +309,32 @@ func TestO6_ReplayedAfterItsEnd(t *testing.T) {
 	}
 }
 
+// TestO20_RejectedTokensInTurns: who owns the server keeps every value, and puts
+// back what was refused before the last one.
+func TestO20_RejectedTokensInTurns(t *testing.T) {
+	r := startRedis(t, realredis.Config{})
+	db := raw(t, r)
+	as := startAS(t, tokenstest.Config{})
+	s := enlist(t, r.URL(), busy, nil).source(t, "a", spec(as.TokenURL()))
+	current := authorization(t, s)
+	seen, values := map[string]bool{current: true}, []string(nil)
+	for range bucketSize {
+		settled(t, db, 1)
+		place := places(t, db)[0]
+		value, err := db.Get(t.Context(), place).Result()
+		noErr(t, err)
+		if values = append(values, value); len(values) > 1 {
+			noErr(t, db.Set(t.Context(), place, values[0], time.Hour).Err())
+		}
+		tok, err := s.Replace(t.Context(), []byte(current))
+		noErr(t, err)
+		if current = string(tok.Authorization()); seen[current] {
+			t.Fatal("a token that the upstream refused is lent again")
+		}
+		seen[current] = true
+	}
+}
+
 func audience(t *testing.T, authorization string) string {
 	t.Helper()
 	var claims struct{ Aud any }

@@ -5,6 +5,7 @@ import (
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
+	"slices"
 	"strings"
 	"time"
 
@@ -14,6 +15,10 @@ import (
 // unlock deletes what is at a place while it is still the value given: a lock
 // that ran out may be another's by now, and so may a token.
 const unlock = `if redis.call("GET", KEYS[1]) == ARGV[1] then return redis.call("DEL", KEYS[1]) end return 0`
+
+// rejectedKept is how many refused tokens are remembered: with one alone, who owns
+// the server could put the last but one back, and that one again, in turns.
+const rejectedKept = 8
 
 // turn is what one fetch has to do with the shared cache. Its methods are for
 // the goroutine of that fetch.
@@ -250,12 +255,26 @@ func (t *turn) sealed(f *flight) ([]byte, time.Duration) {
 	return value, left
 }
 
-// refused reports whether an authorization is the last one that an upstream
+// reject remembers an authorization that an upstream refused. mu is held.
+func (e *entry) reject(authorization []byte) {
+	mark := e.cache.mark(authorization)
+	if i := e.rejection(mark); i >= 0 {
+		e.rejected = slices.Delete(e.rejected, i, i+1)
+	}
+	e.rejected = slices.Insert(e.rejected, 0, mark)
+	e.rejected = e.rejected[:min(len(e.rejected), rejectedKept)]
+}
+
+// refused reports whether an authorization is one of the last that an upstream
 // refused.
 func (e *entry) refused(authorization []byte) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return hmac.Equal(e.rejected, e.cache.mark(authorization))
+	return e.rejection(e.cache.mark(authorization)) >= 0
+}
+
+func (e *entry) rejection(mark []byte) int {
+	return slices.IndexFunc(e.rejected, func(m []byte) bool { return hmac.Equal(m, mark) })
 }
 
 // mark is the keyed hash by which a refused authorization is remembered.
