@@ -36,10 +36,11 @@ func callOf(tool string) string {
 	return `{"jsonrpc":"2.0","id":"q-1","method":"tools/call","params":{"name":"` + tool + `","arguments":{}}}`
 }
 
-// judged runs headers and body through Process and returns the last reply.
-func (r *rig) judged(t *testing.T, upstream string, req *extprocv3.ProcessingRequest, body string) *extprocv3.ProcessingResponse {
+// judged runs headers and body for the upstream ruled through Process, and
+// returns the last reply.
+func (r *rig) judged(t *testing.T, req *extprocv3.ProcessingRequest, body string) *extprocv3.ProcessingResponse {
 	t.Helper()
-	s := newStream(t, []string{upstream}, req, bodyRequest(body))
+	s := newStream(t, []string{"ruled"}, req, bodyRequest(body))
 	if err := r.Process(s); err != nil {
 		t.Fatal(err)
 	}
@@ -76,7 +77,7 @@ func reasonOf(resp *extprocv3.ProcessingResponse) string {
 
 func TestBodyThatMayPassGetsEverythingWithItsLastReply(t *testing.T) {
 	r := newRig(t)
-	resp := r.judged(t, "ruled", post(), callOf("ticket_new"))
+	resp := r.judged(t, post(), callOf("ticket_new"))
 	set, removed := changes(resp)
 	if resp.GetRequestBody() == nil || set["authorization"] != "Bearer tok-1" || set[guardHeader] != "ruled" || set["cookie"] != "session=1" {
 		t.Errorf("want the credential, our mark and the cookie in a reply to the body, got %v", resp)
@@ -134,7 +135,7 @@ func TestToolVerdicts(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			r := newRig(t)
-			resp := r.judged(t, "ruled", tc.req, tc.body)
+			resp := r.judged(t, tc.req, tc.body)
 			if got := reasonOf(resp); got != tc.want.String() {
 				t.Fatalf("got %s, want %s", got, tc.want)
 			}
@@ -256,7 +257,7 @@ func TestA5_ToolScopesInOneChallenge(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			req := headersRequest(nil, nil, ":method", "POST", "content-type", "application/json", "authorization", "Bearer "+mint(t, r.idp, tc.scope, nil))
-			resp := r.judged(t, "ruled", req, tc.body)
+			resp := r.judged(t, req, tc.body)
 			set, _ := changes(resp)
 			if reasonOf(resp) != tc.reason.String() || set["www-authenticate"] != tc.want {
 				t.Errorf("got %s %s, want %s %s", reasonOf(resp), set["www-authenticate"], tc.reason, tc.want)
@@ -264,7 +265,7 @@ func TestA5_ToolScopesInOneChallenge(t *testing.T) {
 		})
 	}
 	byKey := headersRequest(nil, nil, ":method", "POST", "content-type", "application/json", "x-mcp-auth-key", "key")
-	resp := r.judged(t, "ruled", byKey, callOf("ticket_new"))
+	resp := r.judged(t, byKey, callOf("ticket_new"))
 	if set, _ := changes(resp); reasonOf(resp) != policy.ScopeMissing.String() || set["www-authenticate"] != "" {
 		t.Errorf("a caller without a token is asked for one: %v", resp)
 	}
@@ -273,7 +274,7 @@ func TestA5_ToolScopesInOneChallenge(t *testing.T) {
 // TestVerdictStandsOnARetry: attempt 2 asks for no body.
 func TestVerdictStandsOnARetry(t *testing.T) {
 	r := newRig(t)
-	verdict := described(r.judged(t, "ruled", post(), callOf("read")))
+	verdict := described(r.judged(t, post(), callOf("read")))
 	req := headersRequest(nil, verdict, ":method", "POST", "content-type", "application/json", "authorization", "Bearer tok-1", "x-envoy-attempt-count", "2")
 	resp := r.call(t, "ruled", req)
 	if set, _ := changes(resp); set["authorization"] != "Bearer tok-2" || described(resp)["tool"] != "read" {
