@@ -325,6 +325,9 @@ func (e *entry) land(f *flight, secret, files []byte) report {
 		r.fetch.Expiry = f.token.expiry
 		e.fail = failure{}
 		e.current.Store(f.token)
+		if e.user != nil {
+			e.user.file(f.token)
+		}
 		if f.token.lifetime >= refreshFloor {
 			e.arm(now, f.got.at.Add(refreshAfter(f.token.lifetime, f.got.refresh, dice)).Sub(now))
 		}

@@ -341,6 +341,19 @@ type IssuerStatus struct {
 	Code      string `json:"last_error_code,omitempty"`
 }
 
+// Discover reads the issuer's keys, unless they are there, and says how they
+// stand. Errors are *Error.
+func (r *Rule) Discover(ctx context.Context) (IssuerStatus, error) {
+	ctx, cancel := context.WithTimeout(ctx, fetchDeadline)
+	defer cancel()
+	_, bad := r.ring.get(ctx)
+	st := r.ring.status()
+	if bad != nil {
+		return st, bad
+	}
+	return st, nil
+}
+
 func (r *ring) status() IssuerStatus {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -95,7 +95,7 @@ func launch(t *testing.T, text func(socket, admin, auth string) string) *running
 
 func (r *running) write(t *testing.T, text string) {
 	t.Helper()
-	if err := os.WriteFile(r.policy, []byte(text), 0o600); err != nil { //nolint:gosec // a temporary file
+	if err := os.WriteFile(r.policy, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
 }
