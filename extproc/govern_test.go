@@ -36,7 +36,8 @@ func callOf(tool string) string {
 	return `{"jsonrpc":"2.0","id":"q-1","method":"tools/call","params":{"name":"` + tool + `","arguments":{}}}`
 }
 
-// judged runs headers and body through Process and returns the last reply.
+// judged runs headers and body for the upstream ruled through Process, and
+// returns the last reply.
 func (r *rig) judged(t *testing.T, req *extprocv3.ProcessingRequest, body string) *extprocv3.ProcessingResponse {
 	t.Helper()
 	s := newStream(t, []string{"ruled"}, req, bodyRequest(body))
