@@ -124,9 +124,9 @@ func TestO18_EvictDuringARefresh(t *testing.T) {
 	})
 }
 
-// TestO8_EvictBarsTheStaleToken: an expired token that stands in (stale_grace) is
+// TestO4_EvictBarsTheStaleToken: an expired token that stands in (stale_grace) is
 // lent no more once the upstream refused it, and dead ones are no reason to fetch.
-func TestO8_EvictBarsTheStaleToken(t *testing.T) {
+func TestO4_EvictBarsTheStaleToken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		o := res("a")

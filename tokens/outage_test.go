@@ -78,7 +78,7 @@ func (u *unsteady) RoundTrip(r *http.Request) (*http.Response, error) {
 func TestO3_T4_AnUnsteadyEndpoint(t *testing.T) {
 	errs := func(r *http.Request) (*http.Response, error) {
 		time.Sleep(2 * time.Second)
-		return &http.Response{StatusCode: 500, Header: http.Header{}, Body: http.NoBody, Request: r}, nil
+		return &http.Response{StatusCode: http.StatusInternalServerError, Header: http.Header{}, Body: http.NoBody, Request: r}, nil
 	}
 	cut := func(r *http.Request) (*http.Response, error) {
 		_, _ = io.Copy(io.Discard, r.Body)
@@ -97,7 +97,7 @@ func TestO3_T4_AnUnsteadyEndpoint(t *testing.T) {
 		"T4 one in 5 is cut off":         {0.2, cut, 30 * time.Second, 2 * time.Hour, 0},
 	} {
 		synctest.Test(t, func(t *testing.T) {
-			as := &unsteady{fake: newFake(), dice: rand.New(rand.NewPCG(3, 4)), share: c.share, fail: c.fail} //nolint:gosec // the same each time
+			as := &unsteady{fake: newFake(), dice: rand.New(rand.NewPCG(3, 4)), share: c.share, fail: c.fail} // the same each time
 			as.life, as.latency = c.life, 2*time.Second
 			cache := newCache(t, func(cfg *Config) { cfg.Transport, cfg.Dice = as, func() float64 { return 0.5 } })
 			s := source(t, cache, "a", res("a"))
