@@ -155,9 +155,9 @@ func noSecret(t *testing.T, text string) {
 	}
 }
 
-// TestT2_SwitchedProtocols: 101 hands over the bare connection, which the end of
+// TestT3_SwitchedProtocols: 101 hands over the bare connection, which the end of
 // a request's context does not close. The fetch must not wait on it for ever.
-func TestT2_SwitchedProtocols(t *testing.T) {
+func TestT3_SwitchedProtocols(t *testing.T) {
 	as := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Connection", "Upgrade")
 		w.Header().Set("Upgrade", "h2c")
