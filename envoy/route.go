@@ -73,7 +73,7 @@ func route(t target, prefix, path string) *routev3.Route {
 	default:
 		action.PrefixRewrite = path
 	}
-	if t.Credential.None() {
+	if t.keepsChallenge() {
 		r.TypedPerFilterConfig = map[string]*anypb.Any{filterCustomResponse: disabledFilter()}
 	} else {
 		r.ResponseHeadersToRemove = []string{challengeHeader}
