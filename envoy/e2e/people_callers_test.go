@@ -137,9 +137,9 @@ func TestA2_MetadataServed(t *testing.T) {
 		})
 	}
 	for name, want := range map[string]map[string]any{
-		"alpha":   {"authorization_servers": []any{p.idp.Issuer()}, "scopes_supported": []any{"mcp.call", "mcp.read"}},
-		"admin":   {"authorization_servers": []any{p.idp.Issuer()}, "scopes_supported": []any{"mcp.admin"}},
-		"fixed":   {"authorization_servers": []any{p.partner.Issuer()}},
+		"alpha": {"authorization_servers": []any{p.idp.Issuer()}, "scopes_supported": []any{"mcp.call", "mcp.read"}},
+		"admin": {"authorization_servers": []any{p.idp.Issuer()}, "scopes_supported": []any{"mcp.admin"}},
+		"fixed": {"authorization_servers": []any{p.partner.Issuer()}},
 	} {
 		resource, metadata := p.at(name)
 		want["resource"], want["bearer_methods_supported"] = resource, []any{"header"}
