@@ -127,6 +127,8 @@ func (m *logMessage) metadata(o *Outcome, num protowire.Number, v []byte) error 
 			o.Reason = m.str(value)
 		case "token":
 			o.Token = string(value)
+		case "mark":
+			o.Mark = string(value)
 		}
 	})
 }

@@ -155,6 +155,17 @@ func demanded(j *policy.JWT) string {
 	return `, scope="` + strings.Join(need, " ") + `"`
 }
 
+// ask is the challenge for a refusal. A bad key is no bad token: who brought none
+// is not told that it is invalid.
+func (x *exchange) ask(r policy.Reason) string {
+	if r == policy.CallerInvalid {
+		if _, token, why := x.lane.up.TokenOf(&x.screen); token == nil && why == policy.Allowed {
+			r = policy.CallerUnknown
+		}
+	}
+	return x.lane.asks.of(r, x.caller)
+}
+
 // of returns the challenge for a refusal, "" for none. The caller is the one
 // that lacks scopes.
 func (ch *challenges) of(r policy.Reason, c *policy.Caller) string {

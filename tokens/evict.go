@@ -17,6 +17,23 @@ func (s *Source) Evict(fingerprint string) bool {
 	return s.entry.evict(s.now(), t, s.bucket.take)
 }
 
+// EvictFor is Evict for the token of the user of a Mark. It fetches nothing: the
+// next call brings the caller's token, and a user who makes none needs none.
+func (s *Source) EvictFor(mark, fingerprint string) bool {
+	now := s.now()
+	u := s.marked(mark, now)
+	if u == nil {
+		return false
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	t := u.alive(now)
+	if t == nil || t.fingerprint != fingerprint || u.flight == nil && s.pay(u, now) != nil {
+		return false
+	}
+	return u.current.CompareAndSwap(t, nil)
+}
+
 func (e *entry) evict(now time.Time, t *Token, pay func(time.Time) *Error) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()

@@ -233,25 +233,37 @@ func (s *Source) Mark(p *Principal) string {
 // not at hand any more, the answer is an *Error of kind Unavailable and code
 // subject_gone.
 func (s *Source) ReplaceFor(ctx context.Context, mark string, rejected []byte) (*Token, error) {
+	now := s.now()
+	u := s.marked(mark, now)
+	if u == nil {
+		return nil, subjectGone()
+	}
+	return u.replace(ctx, now, rejected, func(now time.Time) *Error { return s.pay(u, now) })
+}
+
+// marked returns the user of a Mark, or nil.
+func (s *Source) marked(mark string, now time.Time) *user {
 	b, err := base64.RawURLEncoding.Strict().DecodeString(mark)
 	if s.entry.crowd == nil || err != nil || len(b) != len(userName{}) {
-		return nil, subjectGone()
+		return nil
 	}
-	now := s.now()
 	u := s.entry.cache.users.find(userName(b), now)
 	if u == nil || u.crowd != s.entry.crowd || !now.Before(u.until) {
-		return nil, subjectGone()
-	}
-	return u.replace(ctx, now, rejected, func(now time.Time) *Error {
-		if err := u.heal(now); err != nil {
-			return err
-		}
-		if err := s.bucket.take(now); err != nil {
-			return err
-		}
-		u.healed = now
 		return nil
-	})
+	}
+	return u
+}
+
+// pay is for a fetch that a 401 causes. The user's mu is held.
+func (s *Source) pay(u *user, now time.Time) *Error {
+	if err := u.heal(now); err != nil {
+		return err
+	}
+	if err := s.bucket.take(now); err != nil {
+		return err
+	}
+	u.healed = now
+	return nil
 }
 
 // shown reports whether there is a token to exchange.

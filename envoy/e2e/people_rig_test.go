@@ -45,7 +45,7 @@ upstreams:
   own:
     url: "{{.URL "own"}}"
     callers: [users]
-    credential: {oauth2: {token_url: "{{.TokenURL}}", grant: token_exchange, client_id: alpha-client, client_secret: "${ALPHA_SECRET}"}}
+    credential: {oauth2: {token_url: "{{.TokenURL}}", grant: token_exchange, client_id: alpha-client, client_secret: "${ALPHA_SECRET}", scopes: [mcp.read]}}
 `
 
 // people is a line whose callers have tokens.
