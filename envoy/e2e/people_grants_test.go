@@ -37,10 +37,10 @@ func (p *people) user(name string, life time.Duration) string {
 	return p.show(p.idp.AccessToken(name, life))
 }
 
-// as calls an upstream as the holder of a token.
-func (p *people) as(token, upstream, body string) reply {
+// as calls the upstream that exchanges tokens as the holder of one.
+func (p *people) as(token, body string) reply {
 	p.t.Helper()
-	return p.post("/"+upstream+"/mcp", body, "Authorization", "Bearer "+token)
+	return p.post("/own/mcp", body, "Authorization", "Bearer "+token)
 }
 
 // TestO15_EachUserItsOwnToken: what a user's call carries is about that user and
@@ -114,7 +114,7 @@ func TestO18_AUsersRevokedTokenHeals(t *testing.T) {
 	}
 	p.up("own").answer(p.guarded(whose))
 	for name, token := range tokens {
-		if got := p.as(token, "own", "{}"); got.body != name {
+		if got := p.as(token, "{}"); got.body != name {
 			t.Fatalf("%s: got %v", name, got)
 		}
 	}
@@ -148,21 +148,21 @@ func TestO4_AUsersLargeBody(t *testing.T) {
 	large := strings.Repeat("x", 2<<20)
 	alice, bob := p.user("alice", 5*time.Minute), p.user("bob", 5*time.Minute)
 	for name, token := range map[string]string{"alice": alice, "bob": bob} {
-		if got := p.as(token, "own", large); got.status != http.StatusOK || got.body != name {
+		if got := p.as(token, large); got.status != http.StatusOK || got.body != name {
 			t.Fatalf("%s, with a good token: got %v", name, got)
 		}
 	}
 	before := p.idp.Requests()
 	p.idp.Revoke()
-	p.as(alice, "own", large).refused(t, http.StatusBadGateway, "upstream_rejected")
+	p.as(alice, large).refused(t, http.StatusBadGateway, "upstream_rejected")
 	p.eventually("the token is dropped", 2*time.Second, func() bool { return p.evicted() == 1 })
-	if got := p.as(alice, "own", large); got.status != http.StatusOK || got.body != "alice" {
+	if got := p.as(alice, large); got.status != http.StatusOK || got.body != "alice" {
 		t.Errorf("the next call: got %v", got)
 	}
 	if n := p.idp.Requests() - before; n != 1 {
 		t.Errorf("want one exchange, and none for the other user, got %d", n)
 	}
-	if got := p.as(bob, "own", "{}"); got.body != "bob" {
+	if got := p.as(bob, "{}"); got.body != "bob" {
 		t.Errorf("the other user: got %v", got)
 	}
 }
@@ -186,17 +186,17 @@ func TestO5_AnUpstreamThatRefusesAUser(t *testing.T) {
 		if i%3 == 2 {
 			body = strings.Repeat("x", 2<<20) // by the way of the access log
 		}
-		p.as(mallory, "own", body).refused(t, http.StatusBadGateway, "upstream_rejected")
+		p.as(mallory, body).refused(t, http.StatusBadGateway, "upstream_rejected")
 	}
 	p.eventually("Envoy's log is read", 5*time.Second, func() bool { return p.logged() >= 30 })
 	if n := p.idp.Requests() - before; n > 3 {
 		t.Errorf("want few exchanges, got %d", n)
 	}
-	if got := p.as(alice, "own", "{}"); got.body != "alice" {
+	if got := p.as(alice, "{}"); got.body != "alice" {
 		t.Errorf("another user: got %v", got)
 	}
 	p.idp.Revoke()
-	if got := p.as(alice, "own", "{}"); got.body != "alice" {
+	if got := p.as(alice, "{}"); got.body != "alice" {
 		t.Errorf("another user, healed: got %v", got)
 	}
 }
@@ -219,8 +219,8 @@ func TestO17_UsersThatGetNone(t *testing.T) {
 	time.Sleep(1100 * time.Millisecond)
 	// Within the clock's tolerance it proves its user still, but nobody would
 	// exchange it: only its holder can get another.
-	p.challenged(t, "an expired token", p.as(late, "own", "{}"), 401, "caller_invalid", p.invalidToken("own", ""))
-	if got := p.as(alice, "own", "{}"); got.body != "alice" {
+	p.challenged(t, "an expired token", p.as(late, "{}"), 401, "caller_invalid", p.invalidToken("own", ""))
+	if got := p.as(alice, "{}"); got.body != "alice" {
 		t.Errorf("a user in good standing: got %v", got)
 	}
 	if got := users(p.up("own").take()); !slices.Equal(got, []string{"alice"}) {
@@ -265,7 +265,7 @@ func TestO15_AReplicaThatDoesNotKnowTheUser(t *testing.T) {
 	if n := len(p.up("own").take()); n != 1 {
 		t.Errorf("want one attempt at the upstream, got %d", n)
 	}
-	if got := p.as(alice, "own", "{}"); got.body != "alice" {
+	if got := p.as(alice, "{}"); got.body != "alice" {
 		t.Errorf("the next call: got %v", got)
 	}
 }

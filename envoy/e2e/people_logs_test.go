@@ -19,14 +19,14 @@ func TestA8_AccessLogs(t *testing.T) {
 		"default": "", "path": "%REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %RESPONSE_CODE%\n", "bare": "%PATH(NQ:ORIG)% %RESPONSE_CODE% %RESPONSE_CODE_DETAILS% %DYNAMIC_METADATA(mcp_auth)%\n",
 		"advised": "%PATH(NQ)% %RESPONSE_CODE%\n",
 	}
-	told := map[string]bool{"default": true, "path": true}
+	warned := map[string]bool{"default": true, "path": true}
 	bootstrap := p.render()
 	for name, format := range logs {
 		one := edited(bootstrap, func(c config) { p.logTo(c, name, format) })
 		p.write(name+".yaml", string(one))
 		out, err := p.command("check", "-c", p.policy, "--envoy", filepath.Join(p.dir, name+".yaml")).CombinedOutput()
-		if found := strings.Contains(string(out), "query-logged"); found != told[name] || found != (err != nil) {
-			t.Errorf("check --envoy, %s: want query-logged %t, got %v\n%s", name, told[name], err, out)
+		if found := strings.Contains(string(out), "query-logged"); found != warned[name] || found != (err != nil) {
+			t.Errorf("check --envoy, %s: want query-logged %t, got %v\n%s", name, warned[name], err, out)
 		}
 	}
 	p.startEnvoy(edited(bootstrap, func(c config) {
@@ -51,12 +51,12 @@ func TestA8_AccessLogs(t *testing.T) {
 			return strings.Count(string(b), "/alpha/mcp") >= 4
 		})
 		b, err := os.ReadFile(path)
-		if err != nil || strings.Contains(string(b), inQuery) != told[name] {
-			t.Errorf("%s: want a token in the log %t, got %v\n%s", name, told[name], err, b)
+		if err != nil || strings.Contains(string(b), inQuery) != warned[name] {
+			t.Errorf("%s: want a token in the log %t, got %v\n%s", name, warned[name], err, b)
 		}
-		if !told[name] {
+		if !warned[name] {
 			p.mu.Lock()
-			p.rig.told = append(p.rig.told, path)
+			p.told = append(p.told, path)
 			p.mu.Unlock()
 		}
 	}

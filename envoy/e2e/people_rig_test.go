@@ -61,7 +61,7 @@ type people struct {
 // newPeople prepares a line for a policy, in which IDP and PARTNER stand for the
 // two issuers, and runs none of it. What callers show of themselves may be read
 // nowhere, at the end of every case.
-func newPeople(t *testing.T, text string, change ...func(*rig)) *people {
+func newPeople(t *testing.T, text string) *people {
 	t.Helper()
 	p := &people{shown: map[string]bool{}}
 	p.idp = tokenstest.Start(t, tokenstest.Config{Clients: map[string]tokenstest.Client{
@@ -69,18 +69,18 @@ func newPeople(t *testing.T, text string, change ...func(*rig)) *people {
 	}})
 	p.partner = tokenstest.Start(t, tokenstest.Config{})
 	text = strings.NewReplacer("IDP", p.idp.Issuer(), "PARTNER", p.partner.Issuer()).Replace(text)
-	p.rig = newRig(t, text, append([]func(*rig){func(r *rig) {
+	p.rig = newRig(t, text, func(r *rig) {
 		r.issuer = p.idp
 		r.facts.TokenURL = p.idp.TokenURL()
-	}}, change...)...)
+	})
 	t.Cleanup(p.scan)
 	return p
 }
 
 // startPeople runs the whole line.
-func startPeople(t *testing.T, text string, change ...func(*rig)) *people {
+func startPeople(t *testing.T, text string) *people {
 	t.Helper()
-	p := newPeople(t, text, change...)
+	p := newPeople(t, text)
 	p.proc = p.serve(p.policy, p.facts.Admin)
 	p.startEnvoy(p.render())
 	return p
@@ -186,5 +186,6 @@ func users(arrivals []arrival) []string {
 
 // whose answers with the subject of the token it was lent.
 func whose(w http.ResponseWriter, r *http.Request) {
+	//nolint:gosec // no browser reads it
 	_, _ = w.Write([]byte(claim(strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer "), "sub")))
 }
