@@ -99,7 +99,7 @@ func TestA3_ForgedReason(t *testing.T) {
 		w.Header().Set(envoy.ReasonHeader, "caller_invalid")
 		w.WriteHeader(status)
 	}, jwtEverywhere)
-	for _, url := range []string{l.url + "/a/mcp", l.url + "/root/x", l.own + "/sse"} {
+	for _, url := range []string{l.url + "/a/mcp", l.url + "/root/x", l.own + "/sse", l.url + "/open/mcp"} {
 		got := post(t, url, "{}")
 		refused(t, got, http.StatusBadGateway, "upstream_rejected")
 		if got.header.Get("Www-Authenticate") != "" || len(got.header.Values(envoy.ReasonHeader)) != 1 {
@@ -112,10 +112,6 @@ func TestA3_ForgedReason(t *testing.T) {
 				t.Errorf("%d %s: want it to pass without a reason, got %d %v", status, url, got.status, got.header)
 			}
 		}
-	}
-	status = http.StatusUnauthorized
-	if got := post(t, l.url+"/open/mcp", "{}"); got.status != status || got.header.Get(envoy.ReasonHeader) != "" || got.header.Get("Www-Authenticate") == "" {
-		t.Errorf("without a credential: want its own 401 and challenge, got %d %v", got.status, got.header)
 	}
 }
 

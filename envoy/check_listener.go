@@ -153,7 +153,7 @@ func (c *checker) callerCertificates(m manager, mine []leg) {
 
 // rejected checks that an upstream's last 401, and its challenge, stay here.
 func (c *checker) rejected(hcm tree, l leg) {
-	lent := slices.ContainsFunc(l.clusters(), func(name string) bool { up := c.upOf[name]; return up != nil && !up.Credential.None() })
+	lent := slices.ContainsFunc(l.clusters(), func(name string) bool { up := c.upOf[name]; return up != nil && !up.keepsChallenge() })
 	if !lent {
 		return
 	}

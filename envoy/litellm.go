@@ -3,6 +3,7 @@ package envoy
 import (
 	"bytes"
 	"fmt"
+	"slices"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
@@ -67,9 +68,14 @@ func addServer(servers *yaml.Node, name, at string, t target, said map[string]bo
 		transport, remark = "sse", "By its path, a server of the legacy SSE transport."
 	}
 	add(s, "transport", scalarNode(transport), remark)
-	if !t.Cookies.Empty() {
-		list := &yaml.Node{Kind: yaml.SequenceNode, Style: yaml.FlowStyle, Content: []*yaml.Node{scalarNode("Cookie")}}
-		add(s, "extra_headers", list, once("LiteLLM can pass on all cookies or none. Those that the policy does not allow are\ntaken off behind it."))
+	if names, remark := t.passed(); len(names) > 0 {
+		list := &yaml.Node{Kind: yaml.SequenceNode, Style: yaml.FlowStyle}
+		for _, n := range names {
+			list.Content = append(list.Content, scalarNode(n))
+		}
+		add(s, "extra_headers", list, once(remark))
+	} else if remark != "" {
+		add(s, "extra_headers", &yaml.Node{Kind: yaml.SequenceNode, Style: yaml.FlowStyle}, once(remark))
 	}
 	if keyed {
 		h := mapping()
@@ -84,6 +90,33 @@ func addServer(servers *yaml.Node, name, at string, t target, said map[string]bo
 		comment = fmt.Sprintf("Upstream %q: LiteLLM allows no - in names, and . is not safe in them.", t.Name)
 	}
 	add(servers, name, s, comment)
+}
+
+// passed are the headers of its own callers that LiteLLM passes on, and a remark:
+// cookies, and the tokens of users. What is in Authorization LiteLLM takes for its
+// own key, so nobody can be known by that here.
+func (t target) passed() (names []string, remark string) {
+	var remarks []string
+	if !t.Cookies.Empty() {
+		names = append(names, "Cookie")
+		remarks = append(remarks, "LiteLLM can pass on all cookies or none. Those that the policy does not allow are\ntaken off behind it.")
+	}
+	only := len(t.Callers) > 0
+	tokens := len(names)
+	for _, c := range t.Callers {
+		own := c.JWT != nil && c.JWT.Header != "authorization"
+		if own && !slices.Contains(names, c.JWT.Header) {
+			names = append(names, c.JWT.Header)
+		}
+		only = only && c.JWT != nil && !own
+	}
+	if len(names) > tokens {
+		remarks = append(remarks, "Users send LiteLLM their own access token in a header of its own, and it passes it on.")
+	}
+	if only {
+		remarks = append(remarks, "The policy knows callers only by a token in Authorization here, which LiteLLM keeps for\nitself: give the policy's jwt caller a header of its own, or LiteLLM a caller of kind key.")
+	}
+	return names, strings.Join(remarks, "\n")
 }
 
 // keyVariable names the environment variable with the key of the caller that

@@ -17,13 +17,14 @@ const metadataPath = "/.well-known/oauth-protected-resource"
 // metadataRoutes answer what protects an upstream: towards callers, that is us.
 // The upstream's own document is about the credential it is lent, and its
 // resource cannot be the URL that callers use, so it is never passed on. An
-// upstream that is lent nothing keeps its own.
+// upstream that is lent nothing keeps its own, unless callers show us their tokens
+// in its place.
 func metadataRoutes(set *policy.Set, t target, prefix string) []*routev3.Route {
 	var all []*routev3.Route
 	if issuers, scopes := t.issuers(); len(issuers) > 0 {
 		all = metadata(set, t, issuers, scopes)
 	}
-	if !t.Credential.None() && (t.path == "" || t.Listen != "") {
+	if !t.keepsChallenge() && (t.path == "" || t.Listen != "") {
 		hidden := noPolicy()
 		hidden.Match = pathMatch(prefix + metadataPath)
 		all = append(all, hidden)

@@ -75,7 +75,7 @@ func route(t target, prefix, path string) *routev3.Route {
 	}
 	var p packed // what is packed here always can be
 	r.TypedPerFilterConfig = toolOverrides(&p, t)
-	if t.Credential.None() {
+	if t.keepsChallenge() {
 		r.TypedPerFilterConfig[filterCustomResponse] = disabledFilter()
 	} else {
 		r.ResponseHeadersToRemove = []string{challengeHeader}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -97,6 +98,16 @@ func (t target) mtls() bool {
 		}
 	}
 	return false
+}
+
+// keepsChallenge reports whether a 401 of the upstream is the caller's to answer: it
+// is lent nothing, and the caller's authorization is not for us. Where it is, the
+// upstream's challenge would make a client log in elsewhere, and bring us a token
+// that we refuse.
+func (t target) keepsChallenge() bool {
+	return t.Credential.None() && !slices.ContainsFunc(t.Callers, func(c *policy.Caller) bool {
+		return c.JWT != nil && c.JWT.Header == "authorization"
+	})
 }
 
 // issuers are those whose tokens prove a caller of this upstream, and scopes what

@@ -153,6 +153,17 @@ func demanded(scopes []string) string {
 	return `, scope="` + strings.Join(need, " ") + `"`
 }
 
+// ask is the challenge for a refusal. A bad key is no bad token: who brought none
+// is not told that it is invalid.
+func (x *exchange) ask(r policy.Reason) string {
+	if r == policy.CallerInvalid {
+		if _, token, why := x.lane.up.TokenOf(&x.screen); token == nil && why == policy.Allowed {
+			r = policy.CallerUnknown
+		}
+	}
+	return x.lane.asks.of(r, x.caller, x.needs)
+}
+
 // of returns the challenge for a refusal, "" for none. The caller is the one
 // that lacks scopes, and needs are those that a tool takes: what it must have to
 // call at all is asked for along with them, in one challenge (rule A5).

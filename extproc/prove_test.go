@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
 	"github.com/rs/zerolog"
 
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/secrets"
@@ -144,6 +145,7 @@ func TestCallersWithTokens(t *testing.T) {
 		{"a forged signature", "people", []string{"authorization", "Bearer " + mint(t, stranger, peoplesScopes, nil)}, policy.CallerInvalid, "", nil},
 		{"A8 two tokens", "both", []string{"authorization", "Bearer " + good, "x-user-token", good}, policy.BadRequest, "", nil},
 		{"A8 in the query", "people", []string{":path", "/mcp?access_token=" + good}, policy.BadRequest, "", nil},
+		{"A8 in the query of another upstream", "keys", []string{":path", "/mcp?access_token=" + good, "x-mcp-auth-key", "key"}, policy.BadRequest, "", nil},
 		{"a token counts before any", "mixed", []string{"authorization", "Bearer " + good}, policy.Allowed, "people", r.idp},
 		{"a bad token beside any", "mixed", []string{"authorization", "Bearer x.y.z"}, policy.CallerInvalid, "", nil},
 		{"a bad token beside a key", "mixed", []string{"authorization", "Bearer x.y.z", "x-mcp-auth-key", "key"}, policy.CallerInvalid, "", nil},
@@ -195,6 +197,7 @@ func TestA4_A5_A7_Challenges(t *testing.T) {
 	}{
 		{"A4 no credentials, no error", "people", nil, 401, "Bearer " + peoples},
 		{"A4 bad token", "people", []string{"authorization", "Bearer x"}, 401, `Bearer error="invalid_token", ` + peoples},
+		{"A4 a bad key is no bad token", "people", []string{"x-mcp-auth-key", "x"}, 401, "Bearer " + peoples},
 		{
 			"A5 all scopes in one", "people",
 			[]string{"authorization", "Bearer " + mint(t, r.idp, "mcp.read", nil)},
@@ -308,6 +311,40 @@ func TestEachUserItsOwnToken(t *testing.T) {
 			}
 			lent[user] = set["authorization"]
 		}
+	}
+}
+
+// TestO18_TheOutcomeEvictsAUsersToken: the access log's entry about one user's call
+// drops that user's token, and no other's.
+func TestO18_TheOutcomeEvictsAUsersToken(t *testing.T) {
+	r := newJWTRig(t)
+	_, st := logClient(t, r.rig)
+	shown := map[string]string{}
+	for _, user := range []string{"alice", "bob"} {
+		shown[user] = mint(t, r.idp, peoplesScopes, map[string]any{"sub": user, "aud": r.idp.Issuer()})
+	}
+	call := func(user string) map[string]any {
+		return described(r.call(t, "own", headersRequest(nil, nil, "authorization", "Bearer "+shown[user])))
+	}
+	alice, bob := call("alice"), call("bob")
+	with := func(token any) *accesslogv3.HTTPAccessLogEntry {
+		return logEntry(502, "upstream_rejected", map[string]any{"upstream": "own", "caller": "people", "reason": "allowed", "token": token})
+	}
+	send(t, st, logOf(with(""), with("ffffffff")))
+	eventually(t, "both are read", func() bool { return r.LogStats().Calls == 2 })
+	if r.LogStats().Evicted != 0 {
+		t.Error("want no token dropped by what names none")
+	}
+	send(t, st, logOf(with(alice["token"]), with(alice["token"])))
+	eventually(t, "both are read", func() bool { return r.LogStats().Calls == 4 })
+	if n := r.LogStats().Evicted; n != 1 {
+		t.Errorf("want one token dropped, got %d", n)
+	}
+	if again := call("alice"); again["token"] == alice["token"] || again["mark"] != alice["mark"] {
+		t.Errorf("want a new token for alice, got %v after %v", again, alice)
+	}
+	if again := call("bob"); again["token"] != bob["token"] {
+		t.Errorf("want bob's kept, got %v after %v", again, bob)
 	}
 }
 

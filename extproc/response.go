@@ -71,7 +71,7 @@ func (x *exchange) refuse() {
 	var up *policy.Upstream
 	if x.lane != nil {
 		up = x.lane.up
-		if ask := x.lane.asks.of(reason, x.caller, x.needs); ask != "" {
+		if ask := x.ask(reason); ask != "" {
 			m = appendSet(m, "www-authenticate", ask)
 		}
 	}

@@ -84,10 +84,9 @@ func (u *Upstream) Body(r Reason, id []byte) []byte {
 // takeBearer notes a token. A second one is refused, in the same header or in
 // another: it would be for the order of headers to say who calls (RFC 6750 §2).
 // So is a comma, which no token has and which a proxy leaves that joined two.
+// A token in the query is refused at every upstream, also of another caller's:
+// no header rule would take it off.
 func (u *Upstream) takeBearer(h *Header, n *tally, sc *Screening) {
-	if len(u.bearers) == 0 {
-		return
-	}
 	for i := range u.bearers {
 		if equal(h.Name, u.bearers[i].header, strict) {
 			n.bearers++
@@ -95,7 +94,7 @@ func (u *Upstream) takeBearer(h *Header, n *tally, sc *Screening) {
 			sc.Bearers[i] = present(h.Value)
 		}
 	}
-	if h.Name == pathHeader && hasQueryToken(h.Value) {
+	if u.Headers.tokensMatter() && h.Name == pathHeader && hasQueryToken(h.Value) {
 		n.malformed = true
 	}
 }

@@ -140,7 +140,7 @@ func (u *Upstream) Inspected() (names, prefixes []string, all bool) {
 	for i := range u.bearers {
 		names = append(names, u.bearers[i].header)
 	}
-	if len(u.bearers) > 0 {
+	if u.Headers.tokensMatter() {
 		names = append(names, pathHeader)
 	}
 	if u.Tools != nil {
@@ -193,6 +193,9 @@ func sorted(names []string) []string {
 	slices.Sort(names)
 	return slices.Compact(names)
 }
+
+// tokensMatter reports whether a caller of any upstream has a token.
+func (h *HeaderRule) tokensMatter() bool { return len(h.tokens) > 0 }
 
 // drops reports whether a header that was seen must be named for removal. The
 // order of the questions is the rule: what is not ours to touch, what may pass,
