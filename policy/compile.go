@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"cmp"
 	"encoding/hex"
 	"maps"
 	"slices"
@@ -131,6 +132,7 @@ func (c *checker) compileUpstream(name string, callers map[string]*Caller, secre
 	if b := or(spec.Origins, c.f.Defaults.Origins); b != nil {
 		up.Origins = b.Allow
 	}
+	up.BindsSessions = cmp.Or(spec.Sessions, c.f.Defaults.Sessions) != "off"
 	return up
 }
 

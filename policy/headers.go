@@ -143,7 +143,12 @@ func (u *Upstream) Inspected() (names, prefixes []string, all bool) {
 	if len(u.bearers) > 0 {
 		names = append(names, pathHeader)
 	}
-	return sorted(names), u.Headers.prefixes(), u.Headers.NeedsAll()
+	prefixes = u.Headers.prefixes()
+	if u.BindsSessions {
+		names = append(names, sessionHeader)
+		prefixes = sorted(append(prefixes, hidingPlaces(sessionHeader)...))
+	}
+	return sorted(names), prefixes, u.Headers.NeedsAll()
 }
 
 // Mutable returns the headers that a reply of ours may set or remove, for

@@ -24,6 +24,8 @@ const (
 	ScopeMissing
 	// IssuerUnavailable: the keys of the caller's issuer cannot be had.
 	IssuerUnavailable
+	// SessionMismatch: the MCP session is another principal's.
+	SessionMismatch
 	// TokenUnavailable: the authorization server is down or slow.
 	TokenUnavailable
 	// TokenRefused: the authorization server answered, and not with a usable token.
@@ -61,6 +63,8 @@ func (r Reason) row() outcome {
 		return outcome{"scope_missing", 403, "The caller lacks a scope that this request needs. Ask for a token with that scope."}
 	case IssuerUnavailable:
 		return outcome{"issuer_unavailable", 503, "The keys of the issuer of the caller's token cannot be had, so the token cannot be verified. Try again later."}
+	case SessionMismatch:
+		return outcome{"session_mismatch", 403, "This MCP session belongs to another caller. Start a session of your own."}
 	case TokenUnavailable:
 		return outcome{"token_unavailable", 503, "The authorization server of this upstream cannot be reached. Try again later."}
 	case TokenRefused:

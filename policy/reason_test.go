@@ -18,6 +18,7 @@ func TestReasonTable(t *testing.T) {
 		OriginDenied:     {"origin_denied", 403},
 		CallerUnknown:    {"caller_unknown", 403},
 		CallerInvalid:    {"caller_invalid", 403},
+		SessionMismatch:  {"session_mismatch", 403},
 		TokenUnavailable: {"token_unavailable", 503},
 
 		ScopeMissing:      {"scope_missing", 403},

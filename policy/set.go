@@ -70,6 +70,8 @@ type Upstream struct {
 	Headers HeaderRule
 	// Origins are the accepted Origin values.
 	Origins []string
+	// BindsSessions is whether an Mcp-Session-Id is good for one principal alone.
+	BindsSessions bool
 	// Discover compares the upstream's protected resource metadata (RFC 9728)
 	// with this policy. It changes nothing that is decided.
 	Discover bool
