@@ -78,6 +78,8 @@ type Server struct {
 	snap atomic.Pointer[snapshot]
 	pool sync.Pool
 	log  accessLog
+	// sessions says whose session is whose. It outlives a policy.
+	sessions *sessions
 }
 
 // New returns a Server that refuses everything until Load.
@@ -85,7 +87,8 @@ func New(cfg Config) (*Server, error) {
 	if cfg.Tokens == nil || cfg.Secrets == nil || cfg.Now == nil {
 		return nil, errors.New("extproc: Config needs Tokens, Secrets and Now")
 	}
-	s := &Server{cfg: cfg, now: cfg.Now}
+	s := &Server{cfg: cfg, now: cfg.Now, sessions: newSessions()}
+	s.sessions.full = s.crowded
 	s.log.stop = make(chan struct{})
 	s.pool.New = func() any { return new(exchange) }
 	s.snap.Store(emptySnapshot())
@@ -147,7 +150,7 @@ func (s *Server) begin(ctx context.Context) *exchange {
 	x.snap = s.snap.Load()
 	x.names = metadata.ValueFromIncomingContext(ctx, upstreamKey)
 	x.lane, x.caller, x.principal, x.token, x.cause = nil, nil, nil, nil, nil
-	x.mark = ""
+	x.mark, x.session = "", sessionUse{}
 	x.cookies = policy.CookieResult{}
 	x.msg.reset(x.snap.known)
 	x.decision = Decision{Attempt: 1}
@@ -210,6 +213,7 @@ func (s *Server) Load(set *policy.Set) error {
 		return fmt.Errorf("loading the policy: %w", err)
 	}
 	s.snap.Store(snap)
+	s.sessions.retain(snap)
 	s.cfg.Tokens.Retain(snap.sources())
 	if s.cfg.Verifier != nil {
 		s.cfg.Verifier.Retain(snap.rules())
