@@ -70,7 +70,7 @@ func (x *exchange) decide(ctx context.Context) policy.Reason {
 	if r := x.authorize(ctx); r != policy.Allowed {
 		return r
 	}
-	if r := x.lookUpSession(); r != policy.Allowed {
+	if r := x.lookUpSession(ctx); r != policy.Allowed {
 		return r
 	}
 	if r := x.filterCookies(); r != policy.Allowed {

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"maps"
 	"runtime"
 	"strings"
 	"sync"
@@ -184,32 +185,30 @@ func TestA11_ASessionIsOnePrincipals(t *testing.T) {
 // TestA11_UsersAreTwoPrincipals: one caller of the policy, two people.
 func TestA11_UsersAreTwoPrincipals(t *testing.T) {
 	r := newJWTRig(t)
-	use := func(upstream, token, id string) (string, map[string]any) {
-		meta := described(r.call(t, upstream, headersRequest(nil, nil, "authorization", "Bearer "+token, "mcp-session-id", id)))
-		return r.last(t).Reason.String(), meta
+	use := func(upstream, token, id string) string {
+		r.call(t, upstream, headersRequest(nil, nil, "authorization", "Bearer "+token, "mcp-session-id", id))
+		return r.last(t).Reason.String()
 	}
 	user := func(name string, claims map[string]any) string {
 		all := map[string]any{"sub": name}
-		for k, v := range claims {
-			all[k] = v
-		}
+		maps.Copy(all, claims)
 		return mint(t, r.idp, peoplesScopes, all)
 	}
-	if got, _ := use("people", user("alice", nil), "s"); got != "allowed" {
+	if got := use("people", user("alice", nil), "s"); got != "allowed" {
 		t.Fatalf("got %s", got)
 	}
 	// A newer token of the same person is the same principal.
-	if got, _ := use("people", user("alice", map[string]any{"jti": "another"}), "s"); got != "allowed" {
+	if got := use("people", user("alice", map[string]any{"jti": "another"}), "s"); got != "allowed" {
 		t.Errorf("alice's next token: got %s", got)
 	}
-	if got, _ := use("people", user("bob", nil), "s"); got != "session_mismatch" {
+	if got := use("people", user("bob", nil), "s"); got != "session_mismatch" {
 		t.Errorf("bob: got %s", got)
 	}
 	// The same subject of another issuer is somebody else.
-	if got, _ := use("both", mint(t, r.idp, "mcp.read mcp.call", nil), "s"); got != "allowed" {
+	if got := use("both", mint(t, r.idp, "mcp.read mcp.call", nil), "s"); got != "allowed" {
 		t.Fatalf("got %s", got)
 	}
-	if got, _ := use("both", mint(t, r.partner, "", nil), "s"); got != "session_mismatch" {
+	if got := use("both", mint(t, r.partner, "", nil), "s"); got != "session_mismatch" {
 		t.Errorf("alice of the partner: got %s", got)
 	}
 	// The access log brings whom our metadata names.
@@ -223,10 +222,10 @@ func TestA11_UsersAreTwoPrincipals(t *testing.T) {
 	m.reset(r.snap.Load().known)
 	m.decode(wire)
 	r.ended(r.snap.Load(), &m.entries[0])
-	if got, _ := use("people", user("bob", nil), "new"); got != "session_mismatch" {
+	if got := use("people", user("bob", nil), "new"); got != "session_mismatch" {
 		t.Errorf("bob in alice's new session: got %s", got)
 	}
-	if got, _ := use("people", user("alice", nil), "new"); got != "allowed" {
+	if got := use("people", user("alice", nil), "new"); got != "allowed" {
 		t.Errorf("alice in her new session: got %s", got)
 	}
 }

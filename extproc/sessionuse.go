@@ -44,7 +44,7 @@ type sessionUse struct {
 
 // lookUpSession refuses a session of another principal. A later attempt goes by the
 // verdict of the first.
-func (x *exchange) lookUpSession() policy.Reason {
+func (x *exchange) lookUpSession(ctx context.Context) policy.Reason {
 	s := x.lane.sessions
 	if s == nil {
 		return policy.Allowed
@@ -70,7 +70,7 @@ func (x *exchange) lookUpSession() policy.Reason {
 	case st == unknown:
 		x.session.id = id
 	case due:
-		s.all.confirm(s, id, x.session.name, x.session.who, given)
+		s.all.confirm(ctx, s, id, x.session.name, x.session.who, given)
 	}
 	return policy.Allowed
 }
@@ -115,7 +115,7 @@ func (s *Server) learn(l *lane, e *logged) {
 		v := shelf.give(n, who, s.now())
 		s.odd(shelf, e, v)
 		if id := e.given; v != contested { // the entry is used again
-			s.sessions.tell(func(f *tokens.Fleet) { shelf.publish(f, id, n, who, true) })
+			s.sessions.tell(func(f *tokens.Fleet) { shelf.publish(context.Background(), f, id, n, who, true) })
 		}
 	case e.session == sessionSent && (e.Status == http.StatusNotFound || fine && e.method == methodDelete) && policy.IsSessionID(e.used):
 		// MCP 2025-11-25: 404 is what a server says of a session that ended.
@@ -189,7 +189,7 @@ func (s *shelf) notes(id string) [2]string {
 // confirm asks the shared cache whether a binding still holds: the word of the
 // access log may have come to another replica. No call waits for it, and when too
 // many ask already it is left for later.
-func (ss *sessions) confirm(s *shelf, id []byte, n sessionName, who owner, given bool) {
+func (ss *sessions) confirm(ctx context.Context, s *shelf, id []byte, n sessionName, who owner, given bool) {
 	f := ss.fleet.Load()
 	if f == nil {
 		return
@@ -202,7 +202,7 @@ func (ss *sessions) confirm(s *shelf, id []byte, n sessionName, who owner, given
 	text := string(id)
 	go func() {
 		defer func() { <-ss.jobs }()
-		s.publish(f, text, n, who, given)
+		s.publish(ctx, f, text, n, who, given)
 	}()
 }
 
@@ -221,8 +221,8 @@ func (ss *sessions) tell(job func(*tokens.Fleet)) {
 
 // publish writes a binding to the shared cache, and takes over what is there when
 // another replica was first or knows better.
-func (s *shelf) publish(f *tokens.Fleet, id string, n sessionName, who owner, given bool) {
-	ctx, notes := context.Background(), s.notes(id)
+func (s *shelf) publish(ctx context.Context, f *tokens.Fleet, id string, n sessionName, who owner, given bool) {
+	notes := s.notes(id)
 	mine, other := notes[0], notes[1]
 	if given {
 		mine, other = notes[1], notes[0]

@@ -95,7 +95,7 @@ func (f *Fleet) places(names ...string) (places []string, secret string, err err
 
 // ask sends a pipeline, when the server is thought to work.
 func (f *Fleet) ask(ctx context.Context, place string, fill func(context.Context, redis.Pipeliner)) error {
-	// A caller that went away says nothing of the server.
+	// A caller that goes away says nothing of the server, and a note may outlive a call.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), f.patience)
 	defer cancel()
 	if !f.link.up(ctx) {
