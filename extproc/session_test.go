@@ -267,6 +267,66 @@ func TestA11_TheLogsWordWins(t *testing.T) {
 	}
 }
 
+// TestWhatIsNoGift binds nothing.
+func TestWhatIsNoGift(t *testing.T) {
+	r := newSessionRig(t)
+	_, none := r.use(t, "a", "bob", "")
+	refused := func() map[string]any {
+		_, meta := r.use(t, "a", "bob", "", "cookie", "c=1; c=2")
+		meta["session"] = "none"
+		return meta
+	}()
+	ours := answered(200, corev3.RequestMethod_POST, none, "", "s")
+	ours.Response.ResponseHeaders[reasonHeader] = "upstream_rejected"
+	for name, e := range map[string]*accesslogv3.HTTPAccessLogEntry{
+		"an error":       answered(500, corev3.RequestMethod_POST, none, "", "s"),
+		"no answer":      answered(0, corev3.RequestMethod_POST, none, "", "s"),
+		"a redirect":     answered(302, corev3.RequestMethod_POST, none, "", "s"),
+		"two ids":        answered(200, corev3.RequestMethod_POST, none, "", "s,t"),
+		"no id":          answered(200, corev3.RequestMethod_POST, none, "", ""),
+		"a refusal":      answered(200, corev3.RequestMethod_POST, refused, "", "s"),
+		"our own answer": ours,
+		"no word of ours": answered(200, corev3.RequestMethod_POST,
+			map[string]any{"upstream": "a", "caller": "bob", "reason": "allowed"}, "", "s"),
+	} {
+		if r.report(t, e); r.sessions.count.Load() != 0 {
+			t.Fatalf("%s: want nothing bound", name)
+		}
+	}
+	r.want(t, "allowed", "a", "alice", "s")
+}
+
+// TestOwners: no two principals are one, wherever the border between their parts is.
+func TestOwners(t *testing.T) {
+	seen := map[owner]bool{}
+	all := [][3]string{{"a", "b", "c"}, {"ab", "", "c"}, {"a", "bc", ""}, {"a", "", "bc"}, {"a", "d", "c"}, {"a", "b", "d"}, {"d", "b", "c"}, {"a", "", ""}, {}}
+	for _, p := range all {
+		seen[ownerOf(p[0], p[1], p[2])] = true
+	}
+	if len(seen) != len(all) {
+		t.Errorf("want %d owners, got %d", len(all), len(seen))
+	}
+}
+
+// TestTheLargestMakesRoom: of servers below half of all, the one with the most.
+func TestTheLargestMakesRoom(t *testing.T) {
+	r := newSessionRig(t)
+	r.sessions.limit = 100
+	for upstream, n := range map[string]int{"a": 30, "other": 45, "crowd": 25} {
+		for i := range n {
+			r.want(t, "allowed", upstream, "alice", fmt.Sprint("s-", i))
+		}
+	}
+	for i := range 10 {
+		r.want(t, "allowed", "crowd", "alice", fmt.Sprint("more-", i))
+	}
+	for url, want := range map[string]int64{"https://a.test/mcp": 30, "https://other.test/mcp": 35, "https://crowd.test/mcp": 35} {
+		if got := r.sessions.shelf(url).count.Load(); got != want {
+			t.Errorf("%s: want %d, got %d", url, want, got)
+		}
+	}
+}
+
 // TestSessionsEnd by DELETE of their owner, 404 of the upstream, and a day without use.
 func TestSessionsEnd(t *testing.T) {
 	for name, c := range map[string]struct {
@@ -306,6 +366,9 @@ func TestSessionsEnd(t *testing.T) {
 			r.open(t, "a", "alice", "s")
 			_, meta := r.use(t, "a", "alice", "s")
 			c.do(r, meta)
+			if n := r.sessions.count.Load(); c.ends && name != "a day" && n != 0 {
+				t.Errorf("want nothing left, got %d", n)
+			}
 			want := map[bool]string{true: "allowed", false: "session_mismatch"}[c.ends]
 			r.want(t, want, "a", "bob", "s")
 		})

@@ -106,17 +106,21 @@ func TestSessionsWithoutTheSharedCache(t *testing.T) {
 	if took := time.Since(start); took > time.Second { // one 20 ms, and none after it
 		t.Errorf("100 calls took %s", took)
 	}
+	one.open(t, "a", "alice", "opened")
+	one.idle(t)
 	if err := redis.Continue(); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "the other learns of it", func() bool {
 		one.pass(10 * time.Second)
 		one.want(t, "allowed", "a", "alice", "during-7")
+		one.want(t, "allowed", "a", "alice", "opened")
 		one.idle(t)
 		db := redis.Client()
 		defer db.Close() //nolint:errcheck // nothing is left to lose
 		names, err := db.Keys(t.Context(), "mcp:note:*").Result()
-		return err == nil && len(names) == 3 // before, the one that it did not answer in time, and this
+		return err == nil && len(names) == 4 // before, the one that it did not answer in time, and these
 	})
 	two.want(t, "session_mismatch", "a", "bob", "during-7")
+	two.want(t, "session_mismatch", "a", "bob", "opened")
 }
