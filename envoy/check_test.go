@@ -169,6 +169,8 @@ func brokenListener() []broken {
 		{"own-401-replaced", edge + "custom_response_matcher/matcher_list/matchers/0/predicate", `{single_predicate: {input: {name: s, typed_config: {"@type": type.googleapis.com/envoy.type.matcher.v3.HttpResponseStatusCodeMatchInput}}, value_match: {exact: "401"}}}`},
 		{"outcome-without-reason", hcm + "access_log/0/typed_config/additional_response_headers_to_log", ""},
 		{"outcome-without-reason", hcm + "access_log/0/typed_config/additional_response_headers_to_log", "[mcp-session-id]"},
+		{"outcome-without-session", hcm + "access_log/0/typed_config/additional_response_headers_to_log", "[x-mcp-auth-reason]"},
+		{"session-end-unseen", hcm + "access_log/0/typed_config/additional_request_headers_to_log", ""},
 		{"", hcm + "access_log", ""},
 		{"challenge-relayed", route + "response_headers_to_remove", ""},
 		{"no-client-ca", "static_resources/listeners/0/filter_chains/0/transport_socket", ""},

@@ -138,7 +138,8 @@ func outcomes(p *packed) *accesslogv3.AccessLog {
 			TransportApiVersion: corev3.ApiVersion_V3,
 			BufferFlushInterval: seconds(100 * time.Millisecond),
 		},
-		AdditionalResponseHeadersToLog: []string{ReasonHeader},
+		AdditionalRequestHeadersToLog:  []string{SessionHeader},
+		AdditionalResponseHeadersToLog: []string{ReasonHeader, SessionHeader},
 	}
 	return &accesslogv3.AccessLog{
 		Name:       "envoy.access_loggers.http_grpc",

@@ -19,7 +19,7 @@ func oauth() policy.Credential {
 // upstream is a compiled upstream with the defaults that the policy fills in.
 func upstream(name, url string, change ...func(*policy.Upstream)) *policy.Upstream {
 	u := &policy.Upstream{
-		Name: name, URL: url, Resource: url, Cluster: name, RetryOn401: true, Credential: oauth(),
+		Name: name, URL: url, Resource: url, Cluster: name, RetryOn401: true, Credential: oauth(), BindsSessions: true,
 		Callers: []*policy.Caller{{Name: "litellm", Keys: [][32]byte{sha256.Sum256([]byte("key"))}}},
 	}
 	for _, f := range change {

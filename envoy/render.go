@@ -31,6 +31,8 @@ const (
 	GuardHeader = "x-mcp-auth-guard"
 	// ReasonHeader names the reason of a refusal.
 	ReasonHeader = "x-mcp-auth-reason"
+	// SessionHeader names an MCP session.
+	SessionHeader = "mcp-session-id"
 
 	guardWord       = "guard"
 	guardText       = "The request was not decided upon. The operator must check the processor behind this Envoy."

@@ -132,7 +132,8 @@ func (s *Server) readLogs(stream grpc.ServerStream) (err error) {
 // ended handles one outcome. A token that the upstream refused, and that no
 // second attempt replaced because the body was too large to be sent again, is
 // replaced for the next call.
-func (s *Server) ended(snap *snapshot, o *Outcome) {
+func (s *Server) ended(snap *snapshot, e *logged) {
+	o := &e.Outcome
 	up, reason := snap.set.Lookup(&policy.Request{Name: o.Upstream})
 	if o.Upstream == "" || reason != policy.Allowed {
 		s.log.foreign.Add(1)
@@ -143,6 +144,7 @@ func (s *Server) ended(snap *snapshot, o *Outcome) {
 		s.log.evicted.Add(1)
 		s.cfg.Log.Info().Str("upstream", o.Upstream).Str("token", o.Token).Msg("the upstream refused the token, a new one is fetched")
 	}
+	s.learn(snap.lanes[up], e)
 	if s.cfg.Outcomes != nil {
 		s.cfg.Outcomes.Ended(o)
 	}

@@ -16,18 +16,34 @@ const (
 	fieldCommonMetadata = 17 // AccessLogCommon
 	fieldAttemptCount   = 24
 
-	fieldRequestID = 9 // HTTPRequestProperties
+	fieldRequestMethod  = 1 // HTTPRequestProperties
+	fieldRequestID      = 9
+	fieldRequestHeaders = 13
 
 	fieldResponseCode    = 1 // HTTPResponseProperties, a UInt32Value
 	fieldResponseHeaders = 4
 	fieldWrapped         = 1 // UInt32Value
 )
 
+// methodDelete is RequestMethod.DELETE.
+const methodDelete = 5
+
+// logged is an entry: an outcome, and what is for us alone. The session ids are
+// gone once it is dealt with.
+type logged struct {
+	Outcome
+
+	issuer, subject string
+	method          int
+	session         string // what our metadata says of the request's session
+	used, given     string // the session ids of request and answer
+}
+
 // logMessage is a StreamAccessLogsMessage, read as far as outcomes need it. The
 // first message of a stream names every extension of that Envoy, hundreds of
 // kilobytes: they are stepped over, and nothing refers to the wire bytes after.
 type logMessage struct {
-	entries   []Outcome
+	entries   []logged
 	malformed int
 	known     map[string]string
 }
@@ -55,7 +71,7 @@ func (m *logMessage) decode(b []byte) {
 			if num != fieldLogEntry {
 				return nil
 			}
-			var o Outcome
+			var o logged
 			if err := m.entry(&o, v); err != nil {
 				m.malformed++
 				return nil //nolint:nilerr // see decode
@@ -69,7 +85,7 @@ func (m *logMessage) decode(b []byte) {
 	}
 }
 
-func (m *logMessage) entry(o *Outcome, b []byte) error {
+func (m *logMessage) entry(o *logged, b []byte) error {
 	return each(b, func(num protowire.Number, v []byte) error {
 		switch int32(num) {
 		case fieldCommonProperties:
@@ -81,12 +97,8 @@ func (m *logMessage) entry(o *Outcome, b []byte) error {
 				return each(v, func(num protowire.Number, v []byte) error { return m.metadata(o, num, v) })
 			})
 		case fieldRequestProperties:
-			return each(v, func(num protowire.Number, v []byte) error {
-				if num == fieldRequestID {
-					o.RequestID = printable(v, 64)
-				}
-				return nil
-			})
+			o.method = number(v, fieldRequestMethod)
+			return each(v, func(num protowire.Number, v []byte) error { return m.request(o, num, v) })
 		case fieldResponseProperties:
 			return each(v, func(num protowire.Number, v []byte) error { return m.response(o, num, v) })
 		}
@@ -94,7 +106,21 @@ func (m *logMessage) entry(o *Outcome, b []byte) error {
 	})
 }
 
-func (m *logMessage) response(o *Outcome, num protowire.Number, v []byte) error {
+func (m *logMessage) request(o *logged, num protowire.Number, v []byte) error {
+	switch int32(num) {
+	case fieldRequestID:
+		o.RequestID = printable(v, 64)
+	case fieldRequestHeaders:
+		name, value, err := entry(v)
+		if err == nil && string(name) == sessionHeader {
+			o.used = string(value)
+		}
+		return err
+	}
+	return nil
+}
+
+func (m *logMessage) response(o *logged, num protowire.Number, v []byte) error {
 	switch int32(num) {
 	case fieldResponseCode:
 		o.Status = number(v, fieldWrapped)
@@ -103,13 +129,16 @@ func (m *logMessage) response(o *Outcome, num protowire.Number, v []byte) error 
 		if err == nil && string(name) == reasonHeader {
 			o.Refusal = m.str(value)
 		}
+		if err == nil && string(name) == sessionHeader {
+			o.given = string(value)
+		}
 		return err
 	}
 	return nil
 }
 
 // metadata reads one namespace, which must be ours.
-func (m *logMessage) metadata(o *Outcome, num protowire.Number, v []byte) error {
+func (m *logMessage) metadata(o *logged, num protowire.Number, v []byte) error {
 	if num != fieldFilterMetadata {
 		return nil
 	}
@@ -127,6 +156,12 @@ func (m *logMessage) metadata(o *Outcome, num protowire.Number, v []byte) error 
 			o.Reason = m.str(value)
 		case "token":
 			o.Token = string(value)
+		case "issuer":
+			o.issuer = m.str(value)
+		case "subject":
+			o.subject = m.str(value)
+		case "session":
+			o.session = m.str(value)
 		}
 	})
 }

@@ -36,6 +36,7 @@ type exchange struct {
 	principal *tokens.Principal // of a caller with a token
 	mark      string            // of that token, for a credential of the caller's own
 	token     *tokens.Token
+	session   sessionUse
 	cookies   policy.CookieResult
 	decision  Decision
 	cause     error // what went wrong, for the log; never for the caller
@@ -100,6 +101,9 @@ func (x *exchange) decide(ctx context.Context) policy.Reason {
 	if r := x.authorize(ctx); r != policy.Allowed {
 		return r
 	}
+	if r := x.lookUpSession(ctx); r != policy.Allowed {
+		return r
+	}
 	if r := x.govern(); r != policy.Allowed {
 		return r
 	}
@@ -119,7 +123,10 @@ func (x *exchange) grant(ctx context.Context) policy.Reason {
 	if r := x.filterCookies(); r != policy.Allowed {
 		return r
 	}
-	return x.lend(ctx)
+	if r := x.lend(ctx); r != policy.Allowed {
+		return r
+	}
+	return x.claimSession(ctx)
 }
 
 // identify finds the upstream, from what Envoy's configuration says and nothing else.

@@ -88,6 +88,9 @@ func (x *exchange) describe() {
 	m := appendMember(x.out.meta[:0], "upstream", x.decision.Upstream)
 	m = appendMember(m, "reason", x.decision.Reason.String())
 	m = appendMember(m, "caller", x.decision.Caller)
+	if x.session.word != "" {
+		m = appendMember(m, "session", x.session.word)
+	}
 	for _, o := range [...]struct{ name, value string }{
 		{"token", x.decision.Token},
 		{"issuer", x.decision.Issuer},

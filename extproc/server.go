@@ -85,6 +85,8 @@ type Server struct {
 	snap atomic.Pointer[snapshot]
 	pool sync.Pool
 	log  accessLog
+	// sessions says whose session is whose. It outlives a policy.
+	sessions *sessions
 }
 
 // New returns a Server that refuses everything until Load.
@@ -92,7 +94,8 @@ func New(cfg Config) (*Server, error) {
 	if cfg.Tokens == nil || cfg.Secrets == nil || cfg.Now == nil {
 		return nil, errors.New("extproc: Config needs Tokens, Secrets and Now")
 	}
-	s := &Server{cfg: cfg, now: cfg.Now}
+	s := &Server{cfg: cfg, now: cfg.Now, sessions: newSessions()}
+	s.sessions.full = s.crowded
 	s.log.stop = make(chan struct{})
 	s.pool.New = func() any { return new(exchange) }
 	s.snap.Store(emptySnapshot())
@@ -157,7 +160,7 @@ func (s *Server) begin(ctx context.Context) *exchange {
 	x.snap = s.snap.Load()
 	x.names = metadata.ValueFromIncomingContext(ctx, upstreamKey)
 	x.lane, x.caller, x.principal, x.token, x.cause = nil, nil, nil, nil, nil
-	x.mark = ""
+	x.mark, x.session = "", sessionUse{}
 	x.calls, x.needs, x.awaiting, x.done = x.calls[:0], nil, false, false
 	x.cookies = policy.CookieResult{}
 	x.msg.reset(x.snap.known)
@@ -232,6 +235,7 @@ func (s *Server) Load(set *policy.Set) error {
 		return fmt.Errorf("loading the policy: %w", err)
 	}
 	s.snap.Store(snap)
+	s.sessions.retain(snap)
 	s.cfg.Tokens.Retain(snap.sources())
 	if s.cfg.Verifier != nil {
 		s.cfg.Verifier.Retain(snap.rules())

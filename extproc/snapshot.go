@@ -25,6 +25,8 @@ type lane struct {
 	rules map[*policy.Caller]*tokens.Rule
 	// asks are the challenges to callers without a token that is enough.
 	asks challenges
+	// sessions are those of the server at the upstream's url; nil where nobody's are bound.
+	sessions *shelf
 	// mutation is the part of the reply that is the same for every call.
 	mutation []byte
 }
@@ -81,6 +83,9 @@ func (s *Server) build(set *policy.Set) (*snapshot, error) {
 
 func (s *Server) lane(set *policy.Set, up *policy.Upstream) (*lane, error) {
 	l := &lane{up: up}
+	if up.BindsSessions {
+		l.sessions = s.sessions.shelf(up.Resource)
+	}
 	if up.TakesTokens() {
 		l.asks = newChallenges(set, up)
 		if err := l.addRules(s.cfg.Verifier); err != nil {

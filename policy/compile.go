@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"cmp"
 	"encoding/hex"
 	"maps"
 	"slices"
@@ -132,6 +133,7 @@ func (c *checker) compileUpstream(name string, callers map[string]*Caller, secre
 		up.Origins = b.Allow
 	}
 	up.Tools = compileTools(or(spec.Tools, c.f.Defaults.Tools))
+	up.BindsSessions = cmp.Or(spec.Sessions, c.f.Defaults.Sessions) != "off"
 	return up
 }
 

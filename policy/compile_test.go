@@ -79,7 +79,8 @@ func TestCompile(t *testing.T) {
 			DefaultLifetime: 5 * time.Minute,
 			MaxLifetime:     24 * time.Hour,
 		}},
-		Origins: []string{"https://app.company.com", "null"},
+		Origins:       []string{"https://app.company.com", "null"},
+		BindsSessions: true,
 	}
 	if diff := cmp.Diff(want, got, shown()); diff != "" {
 		t.Errorf("upstream (-want +got):\n%s", diff)

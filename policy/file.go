@@ -81,6 +81,8 @@ type DefaultsSpec struct {
 	Origins *OriginsSpec `yaml:"origins"`
 	// Tools is inherited by upstreams without `tools`.
 	Tools *ToolsSpec `yaml:"tools"`
+	// Sessions is inherited by upstreams without `sessions`.
+	Sessions string `yaml:"sessions" default:"bind" enum:"bind,off"`
 }
 
 // UpstreamSpec is one upstream.
@@ -105,6 +107,8 @@ type UpstreamSpec struct {
 	Tools *ToolsSpec `yaml:"tools"`
 	// RetryOn401 lets Envoy repeat a call once, with a new token, when the upstream refused the old one.
 	RetryOn401 *bool `yaml:"retry_on_401" default:"true"`
+	// Sessions says whether an `Mcp-Session-Id` is good for the one principal alone that it was given to: a `jwt` caller's issuer and subject, else the caller. Several people behind one key, or behind a caller of kind `any`, are one principal. Write `off` for a server without sessions that gives everybody the same id.
+	Sessions string `yaml:"sessions" enum:"bind,off"`
 	// StaleGrace is how long an expired access token goes on being lent while the token endpoint cannot be reached, until the upstream refuses it. Left out, not at all.
 	StaleGrace Duration `yaml:"stale_grace"`
 	// Discover reads the upstream's protected resource metadata (RFC 9728) in the background and compares its resource and authorization servers with this file. What differs is reported; it decides nothing.

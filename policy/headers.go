@@ -143,10 +143,15 @@ func (u *Upstream) Inspected() (names, prefixes []string, all bool) {
 	if u.Headers.tokensMatter() {
 		names = append(names, pathHeader)
 	}
+	prefixes = u.Headers.prefixes()
 	if u.Tools != nil {
 		names = append(names, standardHeaders()...)
 	}
-	return sorted(names), u.Headers.prefixes(), u.Headers.NeedsAll()
+	if u.BindsSessions {
+		names = append(names, sessionHeader)
+		prefixes = sorted(append(prefixes, hidingPlaces(sessionHeader)...))
+	}
+	return sorted(names), prefixes, u.Headers.NeedsAll()
 }
 
 // Mutable returns the headers that a reply of ours may set or remove, for

@@ -72,6 +72,8 @@ type Upstream struct {
 	Origins []string
 	// Tools says who may use which tool; nil when no rule governs them.
 	Tools *Tools
+	// BindsSessions is whether an Mcp-Session-Id is good for one principal alone.
+	BindsSessions bool
 	// Discover compares the upstream's protected resource metadata (RFC 9728)
 	// with this policy. It changes nothing that is decided.
 	Discover bool

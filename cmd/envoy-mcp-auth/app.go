@@ -244,6 +244,7 @@ func (a *app) newFleet(set *policy.Set) (*tokens.Fleet, error) {
 // share puts a shared cache in force, or none, and closes the one before.
 func (a *app) share(f *tokens.Fleet) {
 	a.tokens.Share(f)
+	a.server.Share(f)
 	if old := a.fleet.Swap(f); old != nil && old != f {
 		old.Close()
 	}
