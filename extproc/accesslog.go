@@ -12,7 +12,6 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
-	"github.com/envoy-mcp-auth/envoy-mcp-auth/tokens"
 )
 
 // logServiceName is the gRPC service that Envoy's access log is sent to.
@@ -27,8 +26,6 @@ type Outcome struct {
 	// Caller and Reason are of the last decision, and Token is the fingerprint
 	// of the access token that it lent, or empty.
 	Caller, Reason, Token string
-	// Mark names the user whose token that was, or is empty: see tokens.Source.Mark.
-	Mark string
 	// Status is what the caller was answered, 0 when it was not.
 	Status int
 	// Refusal is the x-mcp-auth-reason of the answer, empty when it was the upstream's.
@@ -142,18 +139,11 @@ func (s *Server) ended(snap *snapshot, o *Outcome) {
 		return
 	}
 	s.log.calls.Add(1)
-	if source := snap.lanes[up].source; source != nil && o.Rejected() && evict(source, o) {
+	if source := snap.lanes[up].source; source != nil && o.Rejected() && source.Evict(o.Token) {
 		s.log.evicted.Add(1)
 		s.cfg.Log.Info().Str("upstream", o.Upstream).Str("token", o.Token).Msg("the upstream refused the token, a new one is fetched")
 	}
 	if s.cfg.Outcomes != nil {
 		s.cfg.Outcomes.Ended(o)
 	}
-}
-
-func evict(source *tokens.Source, o *Outcome) bool {
-	if source.UserBound() {
-		return source.EvictFor(o.Mark, o.Token)
-	}
-	return source.Evict(o.Token)
 }

@@ -127,8 +127,6 @@ func (m *logMessage) metadata(o *Outcome, num protowire.Number, v []byte) error 
 			o.Reason = m.str(value)
 		case "token":
 			o.Token = string(value)
-		case "mark":
-			o.Mark = string(value)
 		}
 	})
 }

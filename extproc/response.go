@@ -56,7 +56,7 @@ func (x *exchange) allow() policy.Reason {
 	}
 	x.out.mutation = m
 	x.describe()
-	x.out.continueWith()
+	x.out.continueWith(x.msg.phase)
 	return policy.Allowed
 }
 
@@ -80,7 +80,7 @@ func (x *exchange) refuse() {
 	}
 	x.out.mutation = m
 	x.describe()
-	x.out.immediate(up.Status(reason), up.Body(reason), "mcp_auth_"+reason.String())
+	x.out.immediate(up.Status(reason), up.Body(reason, x.id()), "mcp_auth_"+reason.String())
 }
 
 // describe writes the decision as metadata, for the next attempt and the access log.
@@ -89,7 +89,11 @@ func (x *exchange) describe() {
 	m = appendMember(m, "reason", x.decision.Reason.String())
 	m = appendMember(m, "caller", x.decision.Caller)
 	for _, o := range [...]struct{ name, value string }{
-		{"token", x.decision.Token}, {"issuer", x.decision.Issuer}, {"subject", x.decision.Subject}, {"mark", x.mark},
+		{"token", x.decision.Token},
+		{"issuer", x.decision.Issuer},
+		{"subject", x.decision.Subject},
+		{"mark", x.mark},
+		{"tool", x.decision.Tool},
 	} {
 		if o.value != "" {
 			m = appendMember(m, o.name, o.value)

@@ -131,6 +131,7 @@ func (c *checker) compileUpstream(name string, callers map[string]*Caller, secre
 	if b := or(spec.Origins, c.f.Defaults.Origins); b != nil {
 		up.Origins = b.Allow
 	}
+	up.Tools = compileTools(or(spec.Tools, c.f.Defaults.Tools))
 	return up
 }
 

@@ -79,6 +79,8 @@ type DefaultsSpec struct {
 	Headers *HeadersSpec `yaml:"headers"`
 	// Origins is inherited by upstreams without `origins`.
 	Origins *OriginsSpec `yaml:"origins"`
+	// Tools is inherited by upstreams without `tools`.
+	Tools *ToolsSpec `yaml:"tools"`
 }
 
 // UpstreamSpec is one upstream.
@@ -99,6 +101,8 @@ type UpstreamSpec struct {
 	Headers *HeadersSpec `yaml:"headers"`
 	// Origins says which Origin values are accepted. Left out, a request with an Origin is refused.
 	Origins *OriginsSpec `yaml:"origins"`
+	// Tools says who may use which tool, prompt or resource. Left out, every caller may use all.
+	Tools *ToolsSpec `yaml:"tools"`
 	// RetryOn401 lets Envoy repeat a call once, with a new token, when the upstream refused the old one.
 	RetryOn401 *bool `yaml:"retry_on_401" default:"true"`
 	// StaleGrace is how long an expired access token goes on being lent while the token endpoint cannot be reached, until the upstream refuses it. Left out, not at all.
@@ -314,3 +318,6 @@ type StringOrFalse struct {
 
 // Duration is a time as Go writes it: 1.5s, 5m, 24h.
 type Duration time.Duration
+
+// Size is a number of bytes: 64KiB, 1MiB.
+type Size int64

@@ -143,6 +143,9 @@ func (u *Upstream) Inspected() (names, prefixes []string, all bool) {
 	if u.Headers.tokensMatter() {
 		names = append(names, pathHeader)
 	}
+	if u.Tools != nil {
+		names = append(names, standardHeaders()...)
+	}
 	return sorted(names), u.Headers.prefixes(), u.Headers.NeedsAll()
 }
 

@@ -70,6 +70,8 @@ type Upstream struct {
 	Headers HeaderRule
 	// Origins are the accepted Origin values.
 	Origins []string
+	// Tools says who may use which tool; nil when no rule governs them.
+	Tools *Tools
 	// Discover compares the upstream's protected resource metadata (RFC 9728)
 	// with this policy. It changes nothing that is decided.
 	Discover bool

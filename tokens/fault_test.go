@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -154,6 +155,27 @@ func noSecret(t *testing.T, text string) {
 	}
 }
 
+// TestT3_SwitchedProtocols: 101 hands over the bare connection, which the end of
+// a request's context does not close. The fetch must not wait on it for ever.
+func TestT3_SwitchedProtocols(t *testing.T) {
+	as := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Connection", "Upgrade")
+		w.Header().Set("Upgrade", "h2c")
+		w.WriteHeader(http.StatusSwitchingProtocols)
+		if conn, _, err := http.NewResponseController(w).Hijack(); err == nil {
+			t.Cleanup(func() { _ = conn.Close() })
+		}
+	}))
+	t.Cleanup(as.Close)
+	s := source(t, newCache(t, nil), "a", spec(as.URL))
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+	defer cancel()
+	_, err := s.Token(ctx)
+	if e := failed(t, err); e.Code != "http_101" || e.Kind != Refused {
+		t.Errorf("want http_101 at once, got %v", err)
+	}
+}
+
 func TestT3_AMemoryBoundForHugeAnswers(t *testing.T) {
 	for _, f := range []tokenstest.Fault{"gzip_bomb", tokenstest.EndlessBody} {
 		as := startAS(t, tokenstest.Config{})
@@ -220,7 +242,7 @@ func TestANewAuthorityIsTrustedAtTheNextFetch(t *testing.T) {
 	put := func(from string) {
 		pem, err := os.ReadFile(from)
 		if err == nil {
-			err = os.WriteFile(ca, pem, 0o600) //nolint:gosec // the test's own directory
+			err = os.WriteFile(ca, pem, 0o600)
 		}
 		if err != nil {
 			t.Fatal(err)

@@ -451,42 +451,6 @@ func TestO18_OneRequestPerRejectedTokenOfAUser(t *testing.T) {
 	})
 }
 
-// TestO18_EvictForDropsOneUsersToken: what the access log tells of a user's call
-// costs nobody else anything, and no fetch until the user calls again.
-func TestO18_EvictForDropsOneUsersToken(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newUserWorld(t, nil)
-		w.as.set(func(f *userAS) { f.life = time.Hour })
-		p, other := caller("alice"), caller("bob")
-		old, bobs, mark := heldFor(t, w.s, p), heldFor(t, w.s, other), w.s.Mark(p)
-		elsewhere := source(t, w.cache, "b", userSpec("https://other.test/token"))
-		if w.s.EvictFor(mark, bobs.Fingerprint()) || w.s.EvictFor(mark, "") || w.s.EvictFor("", old.Fingerprint()) || w.s.EvictFor("%", old.Fingerprint()) ||
-			w.s.EvictFor(w.s.Mark(other), old.Fingerprint()) || w.s.EvictFor(w.s.Mark(caller("carol")), old.Fingerprint()) ||
-			elsewhere.EvictFor(mark, old.Fingerprint()) || w.s.Evict(old.Fingerprint()) {
-			t.Error("what names no token of that user must change nothing")
-		}
-		if w.s.CachedFor(p) != old || !w.s.EvictFor(mark, old.Fingerprint()) || w.s.EvictFor(mark, old.Fingerprint()) {
-			t.Error("want it dropped once")
-		}
-		synctest.Wait()
-		if w.s.CachedFor(p) != nil || w.s.CachedFor(other) != bobs || w.as.requests() != 2 {
-			t.Errorf("want alice's token gone, bob's kept and no request, got %d", w.as.requests())
-		}
-		fresh := heldFor(t, w.s, p)
-		if fresh == old || w.s.EvictFor(mark, old.Fingerprint()) {
-			t.Error("a late entry must not drop the newer token")
-		}
-		// One who is refused again at once waits, as with ReplaceFor.
-		if w.s.EvictFor(mark, fresh.Fingerprint()) {
-			t.Error("want no second one within the pause")
-		}
-		time.Sleep(healPause)
-		if !w.s.EvictFor(mark, fresh.Fingerprint()) {
-			t.Error("want it dropped after the pause")
-		}
-	})
-}
-
 // TestO4_O5_OneUsersLoopLeavesTheBucketToOthers: a user whose every call comes
 // back with 401 cannot keep the others from healing theirs.
 func TestO4_O5_OneUsersLoopLeavesTheBucketToOthers(t *testing.T) {
