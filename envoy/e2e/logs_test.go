@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -36,18 +37,15 @@ func TestO10_NobodyReadsTheLog(t *testing.T) {
 			})
 			r.startEnvoy(r.render())
 			slowest := time.Duration(0)
-			for end := time.Now().Add(5 * time.Second); time.Now().Before(end); {
-				good, bad := r.post("/alpha/mcp", "{}"), r.post("/keyed/mcp", strings.Repeat("x", 10))
-				if good.status != http.StatusOK || bad.reason() != "caller_unknown" {
-					t.Fatalf("got %v and %v", good, bad)
+			dropped := func() float64 { return p.metric("mcp_auth_log_lines_dropped_total") }
+			for start := time.Now(); time.Since(start) < 3*time.Second || dropped() < 1; {
+				if time.Since(start) > time.Minute {
+					t.Fatal("want the lost lines counted")
 				}
-				slowest = max(slowest, good.took, bad.took)
+				slowest = max(slowest, r.fiftyCalls(t))
 			}
-			if slowest > 2*time.Second {
+			if slowest > 10*time.Second {
 				t.Errorf("a call took %s", slowest)
-			}
-			if n := p.metric("mcp_auth_log_lines_dropped_total"); n < 1 {
-				t.Errorf("want the lost lines counted, got %v", n)
 			}
 			p.signal(syscall.SIGTERM)
 			select {
@@ -57,6 +55,32 @@ func TestO10_NobodyReadsTheLog(t *testing.T) {
 			}
 		})
 	}
+}
+
+// fiftyCalls makes one that is served and many that are refused and logged, and
+// returns how long the slowest took.
+func (r *rig) fiftyCalls(t *testing.T) time.Duration {
+	t.Helper()
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	slowest := time.Duration(0)
+	for i := range 50 {
+		wg.Go(func() {
+			path, status := "/keyed/mcp", http.StatusForbidden
+			if i == 0 {
+				path, status = "/alpha/mcp", http.StatusOK
+			}
+			got, err := r.try(t.Context(), nil, r.url+path, strings.NewReader("{}"), nil)
+			if err != nil || got.status != status {
+				t.Errorf("%s: got %v, %v", path, got, err)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			slowest = max(slowest, got.took)
+		})
+	}
+	wg.Wait()
+	return slowest
 }
 
 // stuckPipe is the smallest pipe there is; its reader keeps it open and does not read.

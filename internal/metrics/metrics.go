@@ -86,7 +86,7 @@ func New(version string, expiries func(yield func(upstream string, expiry time.T
 		}, nil),
 		unlogged: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "mcp_auth_log_lines_dropped_total",
-			Help: "Log lines not written: refusals beyond 100 a second, or a reader of the log that is too slow.",
+			Help: "Log lines not written: refusals beyond 100 a second, a reader of the log that is too slow, or a disk that is full.",
 		}),
 	}
 	build := prometheus.NewGauge(prometheus.GaugeOpts{
