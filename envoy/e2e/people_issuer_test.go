@@ -75,10 +75,12 @@ func TestJ10_Rotation(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 26*time.Second)
 	defer cancel()
 	var wg sync.WaitGroup
-	wg.Go(func() { // garbage, from the first rotation to the second
+	// Garbage, after the first rotation. None just before the second: the keys it
+	// had read would be the last ones for 10 s, which is as long as a new key waits.
+	wg.Go(func() {
 		f := &forger{t: t, issuer: p.idp.Issuer()}
 		time.Sleep(3 * time.Second)
-		for i := range 400 {
+		for i, end := 0, time.Now().Add(7*time.Second); time.Now().Before(end); i++ {
 			token := p.show(f.join(header("ES256", fmt.Sprint("key-", 100+i)), f.claims(), func([]byte) []byte { return make([]byte, 64) }))
 			if got, err := p.try(t.Context(), client, p.url+"/alpha/mcp", strings.NewReader("{}"), pairs{"Authorization", "Bearer " + token}); err != nil || got.status != http.StatusUnauthorized {
 				t.Errorf("a forged key name: got %v, %v", got, err)

@@ -42,7 +42,6 @@ upstreams:
 // users' tokens on in a header of its own. Each gets a token of its own at the
 // upstream, and LiteLLM's log tells why one gets none.
 func TestUsersOfLiteLLM(t *testing.T) {
-	t.Parallel() // it waits more than it works
 	binary := reallitellm.Require(t)
 	p := startPeople(t, usersOfLiteLLM)
 	for _, name := range []string{"own", "other", "alpha"} {
