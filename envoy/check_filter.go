@@ -309,6 +309,7 @@ func (c *checker) againstPolicy(config tree, up *target) {
 		}
 	}
 	c.mutable(config.get("mutation_rules"), up)
+	c.toolsFilter(config, up)
 }
 
 func (c *checker) forwarded(rules tree, names, prefixes []string, all bool) {

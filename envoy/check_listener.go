@@ -52,6 +52,7 @@ func (c *checker) manager(m manager) {
 	for _, l := range mine {
 		c.leg(l, asks)
 		c.rejected(m.hcm, l)
+		c.toolsLeg(m.hcm, l, asks)
 		if asks {
 			for _, name := range l.clusters() {
 				c.covered[name] = true

@@ -243,6 +243,50 @@ func brokenDownstream() []broken {
 	}
 }
 
+// withRules is a policy with tool rules: a by the body, b by Envoy's mcp filter.
+func withRules() *policy.Set {
+	return set(
+		upstream("a", "https://a.company.com/mcp", withTools(policy.ProofBody, 1<<20)),
+		upstream("b", "https://b.company.com/mcp", withTools(policy.ProofMCPFilter, 1<<20)),
+	)
+}
+
+// brokenTools are faults around tool rules (S1 to S4), on what withRules renders.
+func brokenTools() []broken {
+	const (
+		limits    = hcm + "http_filters/0/"
+		inspector = hcm + "http_filters/1/"
+		clusterB  = "static_resources/clusters/2/"
+		ownLimit  = route + "typed_per_filter_config/envoy.filters.http.buffer"
+		routeB    = vhost + "routes/2/typed_per_filter_config/envoy.filters.http.mcp"
+		off       = `{"@type": type.googleapis.com/envoy.config.route.v3.FilterConfig, disabled: true}`
+	)
+	extProcB := strings.Replace(extProc, clusterA, clusterB, 1)
+	return []broken{
+		{"no-mode-override", extProc + "allow_mode_override", ""},
+		{"no-mode-override", extProc + "allow_mode_override", "false"},
+		{"", extProc + "allowed_override_modes", ""},
+		{"no-mode-override", extProc + "allowed_override_modes/0/request_body_mode", "STREAMED"},
+		{"no-mode-override", extProc + "allowed_override_modes/0/response_header_mode", "SEND"},
+		{"no-body-limit", ownLimit, ""},
+		{"no-body-limit", ownLimit, off},
+		{"no-body-limit", ownLimit, `{"@type": type.googleapis.com/envoy.extensions.filters.http.buffer.v3.BufferPerRoute, disabled: true}`},
+		{"mcp-filter-open no-body-limit rejection-relayed", hcm + "http_filters", "[]"},
+		{"", limits + "disabled", ""},
+		{"no-body-limit", limits + "typed_config/@type", "type.googleapis.com/envoy.extensions.filters.http.decompressor.v3.Decompressor"},
+		{"", ownLimit + "/buffer/max_request_bytes", "65536"},
+		{"buffer-too-small", ownLimit + "/buffer/max_request_bytes", "2097152"},
+		{"buffer-too-small", clusterA + "per_connection_buffer_limit_bytes", "1048576"},
+		{"buffer-too-small", clusterA + "per_connection_buffer_limit_bytes", ""},
+		{"headers-not-forwarded", extProc + "forward_rules/allowed_headers/patterns/0/exact", "x-other"},
+		{"no-filter-namespace", extProcB + "metadata_options/forwarding_namespaces/untyped", "[mcp_auth]"},
+		{"mcp-filter-open", routeB, ""},
+		{"mcp-filter-open", routeB + "/traffic_mode", "PASS_THROUGH"},
+		{"mcp-filter-open", routeB + "/reject_duplicate_keys", ""},
+		{"mcp-filter-open", inspector + "typed_config/attribute_source", "HEADERS"},
+	}
+}
+
 func TestCheckNamesEveryBrokenSetting(t *testing.T) {
 	s := breakable()
 	text := render(t, s, envoy.Options{})
@@ -271,6 +315,7 @@ func TestCheckNamesEveryBrokenSetting(t *testing.T) {
 	run(text, s, brokenUpstream())
 	run(text, s, brokenListener())
 	run(down, nil, brokenDownstream())
+	run(render(t, withRules(), envoy.Options{}), withRules(), brokenTools())
 }
 
 // TestCheckWithoutPolicy keeps the rules that need no policy.

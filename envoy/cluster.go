@@ -49,7 +49,7 @@ func upstreamCluster(t target, set *policy.Set, opt Options) (*clusterv3.Cluster
 	var p packed
 	c := baseCluster(t.Cluster, socketAddress(t.host, t.port))
 	c.ConnectTimeout = seconds(5 * time.Second)
-	c.PerConnectionBufferLimitBytes = u32(bufferLimit)
+	c.PerConnectionBufferLimitBytes = u32(buffers(t))
 	filters, err := upstreamFilters(&p, t, set)
 	if err != nil {
 		return nil, err

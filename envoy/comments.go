@@ -42,6 +42,8 @@ func listenerComments() []comment {
 		{"typed_config.access_log", "How calls ended, for envoy-mcp-auth: a token that an upstream refused, on a call\nthat was too large to be sent again, is replaced for the next one."},
 		{"typed_config.normalize_path", "The path that is matched is the path that goes on: no /a/../b, no //, no %2f."},
 		{"typed_config.strip_any_host_port", "mcp.test, mcp.test:443 and mcp.test. are one host."},
+		{"typed_config.local_reply_config", "A body over tools.max_body is refused with our reason."},
+		{"http_filters.disabled", "Off, but for routes that say otherwise: those of upstreams with tool rules."},
 		{"typed_config.http_filters", "An upstream's last 401 is about our credential, and a caller can do nothing about\nit: it becomes a 502 with a reason, so that no client starts a login."},
 	}
 }
@@ -56,7 +58,9 @@ func routeComments() []comment {
 		{"route.timeout", "No limit on a whole answer: SSE streams last."},
 		{"route.retry_policy", "A revoked token heals inside the call: the second attempt is decided again, with a\nnew token. Nothing but a 401 is repeated, because a tool call may not be safe to\nrun twice; a 401 says that it did not run."},
 		{"routes.response_headers_to_remove", "The upstream's challenge is for the holder of the credential, which is us."},
-		{"routes.typed_per_filter_config", "Nothing is lent to this upstream: its 401 is about the caller's own credential and\npasses as it is."},
+		{"typed_per_filter_config.envoy.filters.http.buffer", "Tool rules have the body read, up to tools.max_body. A cluster's chain cannot\nrefuse a body that its buffer does not hold, so a larger one ends here."},
+		{"typed_per_filter_config.envoy.filters.http.mcp", "Envoy reads what the body names, and refuses a body that it cannot read."},
+		{"typed_per_filter_config.envoy.filters.http.custom_response", "Nothing is lent to this upstream: its 401 is about the caller's own credential and\npasses as it is."},
 		{"routes.direct_response", "What no route above took. Never a 404: clients take that for a missing server."},
 	}
 }
@@ -83,6 +87,7 @@ func filterComments() []comment {
 		{"typed_config.grpc_service", "initial_metadata names the upstream. A caller cannot touch it, unlike a header."},
 		{"typed_config.failure_mode_allow", "No answer is a refusal."},
 		{"typed_config.processing_mode", "One message per attempt: the request's headers."},
+		{"typed_config.allow_mode_override", "Tool rules need the body of a POST. envoy-mcp-auth asks for it, and may ask for\nnothing else."},
 		{"typed_config.message_timeout", "Longer than server.deadline, so that a slow authorization server is answered with\na reason. Envoy's own 200 ms is shorter than one token request."},
 		{"typed_config.mutation_rules", "What a reply may touch. Anything else fails the request instead of being dropped\nsilently."},
 		{"typed_config.forward_rules", "Only what a decision reads leaves Envoy."},

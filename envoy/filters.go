@@ -60,7 +60,11 @@ func removeAll() *mutationv3.HeaderMutation {
 // whenever there is no answer.
 func processor(t target, _ *policy.Set) *extprocv3.ExternalProcessor {
 	ours := &extprocv3.MetadataOptions_MetadataNamespaces{Untyped: []string{MetadataNamespace}}
-	return &extprocv3.ExternalProcessor{
+	read := ours
+	if t.proof() == policy.ProofMCPFilter {
+		read = &extprocv3.MetadataOptions_MetadataNamespaces{Untyped: []string{MetadataNamespace, filterMCP}}
+	}
+	f := &extprocv3.ExternalProcessor{
 		GrpcService: &corev3.GrpcService{
 			TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{ClusterName: ProcessorCluster}},
 			InitialMetadata: []*corev3.HeaderValue{{Key: UpstreamMetadata, Value: t.Name}},
@@ -79,8 +83,12 @@ func processor(t target, _ *policy.Set) *extprocv3.ExternalProcessor {
 		ForwardRules:      forwardRules(t),
 		MutationRules:     mutationRules(t),
 		RouteCacheAction:  extprocv3.ExternalProcessor_RETAIN,
-		MetadataOptions:   &extprocv3.MetadataOptions{ForwardingNamespaces: ours, ReceivingNamespaces: ours},
+		MetadataOptions:   &extprocv3.MetadataOptions{ForwardingNamespaces: read, ReceivingNamespaces: ours},
 	}
+	if t.proof() == policy.ProofBody {
+		onBodies(f)
+	}
+	return f
 }
 
 func attributes(t target) []string {

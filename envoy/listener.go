@@ -55,7 +55,7 @@ func listener(name, listen string, set *policy.Set, routes *routev3.RouteConfigu
 	var p packed
 	chain := &listenerv3.FilterChain{Filters: []*listenerv3.Filter{{
 		Name:       "envoy.filters.network.http_connection_manager",
-		ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: p.any(connectionManager(&p, name, routes))},
+		ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: p.any(connectionManager(&p, name, routes, ups))},
 	}}}
 	if set.Envoy.TLS != nil {
 		chain.TransportSocket = &corev3.TransportSocket{
@@ -66,12 +66,12 @@ func listener(name, listen string, set *policy.Set, routes *routev3.RouteConfigu
 	return &listenerv3.Listener{
 		Name:                          name,
 		Address:                       addr,
-		PerConnectionBufferLimitBytes: u32(bufferLimit),
+		PerConnectionBufferLimitBytes: u32(buffers(ups...)),
 		FilterChains:                  []*listenerv3.FilterChain{chain},
 	}, p.err
 }
 
-func connectionManager(p *packed, name string, routes *routev3.RouteConfiguration) *hcmv3.HttpConnectionManager {
+func connectionManager(p *packed, name string, routes *routev3.RouteConfiguration, ups []target) *hcmv3.HttpConnectionManager {
 	return &hcmv3.HttpConnectionManager{
 		StatPrefix:                   name,
 		CodecType:                    hcmv3.HttpConnectionManager_AUTO,
@@ -91,10 +91,11 @@ func connectionManager(p *packed, name string, routes *routev3.RouteConfiguratio
 		EarlyHeaderMutationExtensions: []*corev3.TypedExtensionConfig{earlyRemoval(p)},
 		RouteSpecifier:                &hcmv3.HttpConnectionManager_RouteConfig{RouteConfig: routes},
 		AccessLog:                     []*accesslogv3.AccessLog{outcomes(p)},
-		HttpFilters: []*hcmv3.HttpFilter{
+		LocalReplyConfig:              tooLarge(ups),
+		HttpFilters: append(toolFilters(p, ups),
 			httpFilter(filterCustomResponse, p.any(rejectedResponse(p))),
 			httpFilter(filterRouter, p.any(&routerv3.Router{})),
-		},
+		),
 	}
 }
 
@@ -155,7 +156,7 @@ func rejectedResponse(p *packed) *customv3.CustomResponse {
 	reason := policy.UpstreamRejected
 	reply := &localv3.LocalResponsePolicy{
 		StatusCode:           u32(uint32(reason.Status())), //nolint:gosec // a status has three digits
-		Body:                 inlineString(string(reason.Body())),
+		Body:                 inlineString(string(reason.Body(nil))),
 		ResponseHeadersToAdd: refusalHeaders(reason.String()),
 	}
 	is401 := matches("status", p.any(&matcherv3.HttpResponseStatusCodeMatchInput{}),

@@ -34,6 +34,12 @@ func withMTLS(u *policy.Upstream) {
 	u.Callers = []*policy.Caller{{Name: "litellm", SANs: []string{"spiffe://company/litellm"}}}
 }
 
+func withTools(proof policy.Proof, limit int64) func(*policy.Upstream) {
+	return func(u *policy.Upstream) {
+		u.Tools = &policy.Tools{Proof: proof, MaxBody: limit, Rules: []policy.ToolRule{{Methods: []string{"tools/call"}, Names: []string{"read"}}}}
+	}
+}
+
 func withListen(addr string) func(*policy.Upstream) {
 	return func(u *policy.Upstream) { u.Listen = addr }
 }

@@ -54,6 +54,8 @@ const (
 	messageTimeout = 2 * time.Second
 	// bufferLimit is how much of a body Envoy keeps to send it again: 1 MiB.
 	bufferLimit = 1 << 20
+	// bufferRoom is what a buffer has beyond the largest body that it must hold.
+	bufferRoom = 64 << 10
 	// ceiling replaces Envoy's defaults of 1024 connections and requests and 3
 	// retries at once.
 	ceiling = 16384

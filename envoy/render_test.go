@@ -32,7 +32,14 @@ func rendered() map[string]*policy.Set {
 	hosts.Envoy.PublicURL = "https://mcp.company.com:10000"
 	hosts.Server.Listen = "auth.company.com:9440"
 	hosts.Server.TLS = &policy.TLSSpec{Certificate: "tls.crt", PrivateKey: "tls.key", ClientCA: "ca.crt"}
-	return map[string]*policy.Set{"plain": plain, "hosts": hosts}
+	tools := set(
+		upstream("read", "https://read.company.com/mcp", withTools(policy.ProofBody, 4<<20)),
+		upstream("small", "http://127.0.0.1:9000", withTools(policy.ProofBody, 64<<10), withoutCredential),
+		upstream("filtered", "https://filtered.company.com/mcp", withTools(policy.ProofMCPFilter, 1<<20)),
+		upstream("modern", "https://modern.company.com/mcp", withTools(policy.ProofHeaders, 0)),
+		upstream("own", "https://own.company.com/mcp", withTools(policy.ProofBody, 1<<20), withListen("127.0.0.1:10001")),
+	)
+	return map[string]*policy.Set{"plain": plain, "hosts": hosts, "tools": tools}
 }
 
 func golden(t *testing.T, name string, got []byte) {

@@ -73,8 +73,10 @@ func route(t target, prefix, path string) *routev3.Route {
 	default:
 		action.PrefixRewrite = path
 	}
+	var p packed // what is packed here always can be
+	r.TypedPerFilterConfig = toolOverrides(&p, t)
 	if t.Credential.None() {
-		r.TypedPerFilterConfig = map[string]*anypb.Any{filterCustomResponse: disabledFilter()}
+		r.TypedPerFilterConfig[filterCustomResponse] = disabledFilter()
 	} else {
 		r.ResponseHeadersToRemove = []string{challengeHeader}
 		if t.RetryOn401 {
@@ -144,7 +146,7 @@ func noPolicy() *routev3.Route {
 		Match: &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: "/"}},
 		Action: &routev3.Route_DirectResponse{DirectResponse: &routev3.DirectResponseAction{
 			Status: uint32(reason.Status()), //nolint:gosec // a status has three digits
-			Body:   inlineString(string(reason.Body())),
+			Body:   inlineString(string(reason.Body(nil))),
 		}},
 		ResponseHeadersToAdd: refusalHeaders(reason.String()),
 	}

@@ -227,6 +227,19 @@ func TestGarbageInTheAccessLog(t *testing.T) {
 	}
 }
 
+// TestNoMemoryIsKeptOfALargeMessage: entries are small on the wire and large here.
+func TestNoMemoryIsKeptOfALargeMessage(t *testing.T) {
+	var m logMessage
+	empty := bytes.Repeat([]byte{0x0a, 0x00}, 100_000)
+	m.decode(appendBytes(nil, fieldHTTPLogs, empty))
+	if len(m.entries) != 100_000 {
+		t.Fatalf("want all entries, got %d", len(m.entries))
+	}
+	if m.reset(nil); cap(m.entries) > keptEntries {
+		t.Errorf("want room for at most %d kept, got %d", keptEntries, cap(m.entries))
+	}
+}
+
 // TestNoMemoryIsKeptOfTheAccessLog: a flood of entries with ever new names.
 func TestNoMemoryIsKeptOfTheAccessLog(t *testing.T) {
 	r := newRig(t)

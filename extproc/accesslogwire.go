@@ -39,6 +39,10 @@ type logged struct {
 	used, given     string // the session ids of request and answer
 }
 
+// keptEntries bounds what a stream keeps from one message to the next. Envoy sends
+// 16 KiB at once, unless a single entry is larger.
+const keptEntries = 256
+
 // logMessage is a StreamAccessLogsMessage, read as far as outcomes need it. The
 // first message of a stream names every extension of that Envoy, hundreds of
 // kilobytes: they are stepped over, and nothing refers to the wire bytes after.
@@ -50,6 +54,9 @@ type logMessage struct {
 
 func (m *logMessage) reset(known map[string]string) {
 	clear(m.entries)
+	if cap(m.entries) > keptEntries { // 1 MB of empty entries made 60 MB of these
+		m.entries = nil
+	}
 	*m = logMessage{entries: m.entries[:0], known: known}
 }
 

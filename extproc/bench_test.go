@@ -109,3 +109,48 @@ func TestProcessAllocations(t *testing.T) {
 		t.Errorf("a call allocates %v times, want at most 12", n)
 	}
 }
+
+// bodyStream hands over headers and body in turn.
+type bodyStream struct {
+	benchStream
+
+	body  mem.BufferSlice
+	asked bool
+}
+
+func (s *bodyStream) RecvMsg(m any) error {
+	s.asked = !s.asked
+	if s.asked {
+		return s.benchStream.RecvMsg(m)
+	}
+	return codec{}.Unmarshal(s.body, m)
+}
+
+// BenchmarkProcessBody is the same call where tool rules have its body read.
+func BenchmarkProcessBody(b *testing.B) {
+	r := newRig(b)
+	r.cfg.Observe = nil
+	headers, err := proto.Marshal(post("x-envoy-attempt-count", "1", "content-length", "200", "mcp-session-id", "0b9ac637-0000-4000-8000-000000000000",
+		"mcp-protocol-version", "2025-11-25", "x-request-id", "0b9ac637-0000-4000-8000-000000000000"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	body, err := proto.Marshal(bodyRequest(`{"jsonrpc":"2.0","id":17,"method":"tools/call","params":{"name":"ticket_new","arguments":` +
+		`{"title":"The printer is on fire","labels":["office","urgent"],"priority":1},"_meta":{"progressToken":4}}}`))
+	if err != nil {
+		b.Fatal(err)
+	}
+	s := &bodyStream{
+		benchStream: benchStream{
+			ctx:  metadata.NewIncomingContext(b.Context(), metadata.MD{upstreamKey: []string{"ruled"}}),
+			wire: mem.BufferSlice{mem.SliceBuffer(headers)},
+		},
+		body: mem.BufferSlice{mem.SliceBuffer(body)},
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := r.Process(s); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

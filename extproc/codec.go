@@ -1,9 +1,18 @@
 package extproc
 
 import (
+	"errors"
+	"slices"
+
 	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/mem"
 )
+
+// maxHeaders bounds a message without a body. Envoy's own limit for headers is
+// 96 KiB at most.
+const maxHeaders = 1 << 20
+
+var errSize = errors.New("a message is larger than what it may hold")
 
 // codec moves ProcessingRequest, ProcessingResponse and access logs without the
 // generated types, and everything else (health checks) with grpc's own.
@@ -12,6 +21,9 @@ type codec struct{ encoding.CodecV2 }
 // Unmarshal implements encoding.CodecV2.
 func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 	if m, ok := v.(*logMessage); ok {
+		if data.Len() > maxHeaders {
+			return errSize
+		}
 		b := data.MaterializeToBuffer(mem.DefaultBufferPool())
 		m.decode(b.ReadOnlyData())
 		b.Free()
@@ -21,11 +33,16 @@ func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 	if !ok {
 		return c.CodecV2.Unmarshal(data, v)
 	}
+	if data.Len() > m.room {
+		return errSize
+	}
 	// grpc takes its buffers back when this returns, and the headers are read later.
+	have := len(m.buf)
+	m.buf = slices.Grow(m.buf, data.Len())
 	for _, b := range data {
 		m.buf = append(m.buf, b.ReadOnlyData()...)
 	}
-	return m.decode()
+	return m.decode(m.buf[have:])
 }
 
 // Marshal implements encoding.CodecV2.

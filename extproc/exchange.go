@@ -23,6 +23,12 @@ type exchange struct {
 	cookie []byte // scratch for the filtered cookie header
 	out    reply
 
+	standard policy.Standard
+	calls    []policy.Call // scratch for what the request would run
+	needs    []string      // the scopes that it takes and the caller lacks
+	awaiting bool          // the body was asked for
+	done     bool          // the last reply is written
+
 	start     time.Time
 	lane      *lane
 	caller    *policy.Caller
@@ -41,22 +47,47 @@ type exchange struct {
 func (x *exchange) answer(ctx context.Context, s *Server) error {
 	switch x.msg.phase {
 	case phaseRequestHeaders:
+		if x.awaiting {
+			return errOrder
+		}
 		x.start = s.now()
-		x.decision.Reason = x.decide(ctx)
-		x.respond()
-		x.decision.Took = s.now().Sub(x.start)
-		s.record(x)
+		x.conclude(s, x.decide(ctx))
+		return nil
+	case phaseRequestBody:
+		if !x.awaiting {
+			return errOrder
+		}
+		x.start = s.now()
+		x.conclude(s, x.resume(ctx))
 		return nil
 	case phaseResponseHeaders, phaseResponseBody, phaseResponseTrailers:
+		if x.awaiting {
+			return errOrder
+		}
 		// The upstream answered already: there is nothing left to protect.
 		x.out.acknowledge(x.msg.phase)
+		x.done = true
 		return nil
-	case phaseRequestBody, phaseRequestTrailers:
-		return status.Error(codes.FailedPrecondition,
-			"part of a request came before its headers; set request_header_mode: SEND in Envoy's processing_mode")
+	case phaseRequestTrailers:
+		return errOrder
 	case phaseNone:
 	}
 	return status.Error(codes.Unimplemented, "a message of an unknown kind")
+}
+
+// conclude writes the reply to a part of the request: the decision, or that the
+// body is needed for it.
+func (x *exchange) conclude(s *Server, reason policy.Reason) {
+	if x.awaiting {
+		x.out.askForBody()
+		x.decision.Took = s.now().Sub(x.start)
+		return
+	}
+	x.decision.Reason = reason
+	x.respond()
+	x.decision.Took += s.now().Sub(x.start)
+	x.done = true
+	s.record(x)
 }
 
 // decide is the order of business. Each step refuses or lets the next one look.
@@ -73,6 +104,22 @@ func (x *exchange) decide(ctx context.Context) policy.Reason {
 	if r := x.lookUpSession(ctx); r != policy.Allowed {
 		return r
 	}
+	if r := x.govern(); r != policy.Allowed {
+		return r
+	}
+	return x.grant(ctx)
+}
+
+// resume goes on with the body that was asked for.
+func (x *exchange) resume(ctx context.Context) policy.Reason {
+	if r := x.governBody(); r != policy.Allowed {
+		return r
+	}
+	return x.grant(ctx)
+}
+
+// grant is what is left when the request may go on.
+func (x *exchange) grant(ctx context.Context) policy.Reason {
 	if r := x.filterCookies(); r != policy.Allowed {
 		return r
 	}
@@ -136,6 +183,7 @@ func (x *exchange) recall() policy.Reason {
 		return policy.CallerUnknown
 	}
 	x.decision.Issuer, x.decision.Subject, x.mark = p.issuer, p.subject, p.mark
+	x.decision.Tool = p.tool
 	return policy.Allowed
 }
 

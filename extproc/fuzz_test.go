@@ -34,20 +34,40 @@ func messages() []*extprocv3.ProcessingRequest {
 		headersRequest(nil, nil, "authorization", "Bearer caller", "x-envoy-attempt-count", "2"),
 		headersRequest(nil, map[string]any{"upstream": "open", "caller": "anyone", "reason": "allowed"},
 			"authorization", "Bearer caller", "x-envoy-attempt-count", "2"),
-		{Request: &extprocv3.ProcessingRequest_RequestBody{RequestBody: &extprocv3.HttpBody{Body: []byte("{}")}}},
+		bodyRequest("{}"),
 		{Request: &extprocv3.ProcessingRequest_RequestTrailers{RequestTrailers: &extprocv3.HttpTrailers{}}},
 		{Request: &extprocv3.ProcessingRequest_ResponseHeaders{ResponseHeaders: &extprocv3.HttpHeaders{}}},
 		{Request: &extprocv3.ProcessingRequest_ResponseBody{ResponseBody: &extprocv3.HttpBody{}}},
 		{Request: &extprocv3.ProcessingRequest_ResponseTrailers{ResponseTrailers: &extprocv3.HttpTrailers{}}},
 		{},
+		post(), // 11
+		post("mcp-protocol-version", "2026-07-28", "mcp-method", "tools/call", "mcp-name", "read"),
+		post("x-envoy-attempt-count", "2"),
+		bodyRequest(callOf("read")), // 14
+		bodyRequest(callOf("drop")),
+		bodyRequest("[" + callOf("read") + "," + callOf("drop") + "]"),
+		bodyRequest(""),
 	}
+}
+
+// What else a script can say, besides the number of a message.
+const (
+	nameAt   = 100 // and up: Envoy names an upstream
+	nothing  = 120 // Recv fails
+	recvFail = 121
+	sendFail = 122
+	fault    = 123
+)
+
+func scriptNames() []string {
+	return []string{"open", "fixed", "b", "x", "", "ruled", "by_headers", "by_filter"}
 }
 
 func newScript(tb testing.TB, steps []byte) *script {
 	tb.Helper()
 	sc := &script{stream: &stream{t: tb}, fault: &faulty{}}
 	md := metadata.MD{}
-	kinds := messages()
+	kinds, names := messages(), scriptNames()
 	for _, b := range steps {
 		switch {
 		case int(b) < len(kinds):
@@ -56,15 +76,15 @@ func newScript(tb testing.TB, steps []byte) *script {
 				tb.Fatal(err)
 			}
 			sc.stream.in = append(sc.stream.in, wire)
-		case b < 20:
-			md.Append(upstreamKey, []string{"open", "fixed", "b", "x", ""}[b%5])
-		case b == 20:
+		case b >= nameAt && int(b) < nameAt+len(names):
+			md.Append(upstreamKey, names[b-nameAt])
+		case b == nothing:
 			sc.stream.in = append(sc.stream.in, nil)
-		case b == 21:
+		case b == recvFail:
 			sc.stream.recvErr = context.Canceled
-		case b == 22:
+		case b == sendFail:
 			sc.stream.sendErr = io.EOF
-		case b == 23:
+		case b == fault:
 			sc.fault.armed = true
 		default:
 			sc.stream.in = append(sc.stream.in, steps) // the script itself, as a message
@@ -79,7 +99,36 @@ func newScript(tb testing.TB, steps []byte) *script {
 // that lets a request go on bears our mark and takes the caller's
 // Authorization off or overwrites it.
 func FuzzE1NeverNilBeforeAReply(f *testing.F) {
-	for _, seed := range [][]byte{{15, 0}, {15, 1}, {}, {20}, {22, 15, 0}, {23, 15, 0}, {15, 16, 0}, {15, 4}, {15, 3}, {7}, {5, 0}, {10, 0}, {0, 21}, {255, 1}} {
+	for _, seed := range [][]byte{
+		{100, 0},
+		{100, 1},
+		{},
+		{nothing},
+		{sendFail, 100, 0},
+		{fault, 100, 0},
+		{100, 101, 0},
+		{100, 4},
+		{100, 3},
+		{7},
+		{5, 0},
+		{10, 0},
+		{0, recvFail},
+		{255, 1},
+		{105, 11, 14},
+		{105, 11, 15},
+		{105, 11, 16},
+		{105, 11, 17},
+		{105, 11},
+		{105, 11, nothing},
+		{105, 11, 11, 14},
+		{105, 11, 6},
+		{105, 11, 7},
+		{105, 13, 14},
+		{105, fault, 11, 14},
+		{106, 12},
+		{107, 12},
+		{106, 11},
+	} {
 		f.Add(seed)
 	}
 	r := newRig(f)
@@ -93,12 +142,20 @@ func FuzzE1NeverNilBeforeAReply(f *testing.F) {
 func checkScript(t *testing.T, s *Server, sc *script) {
 	t.Helper()
 	err := s.Process(sc.stream)
-	if err == nil && len(sc.stream.sent) == 0 {
-		t.Fatal("Process returned nil before a reply: Envoy would forward the request untouched")
+	sent := sc.stream.sent
+	if err == nil && (len(sent) == 0 || sent[len(sent)-1].GetModeOverride() != nil) {
+		t.Fatal("Process returned nil before the last reply: Envoy would forward the request untouched")
 	}
-	for _, resp := range sc.stream.sent {
-		if resp.GetRequestHeaders() == nil {
+	for _, resp := range sent {
+		if resp.GetModeOverride() != nil {
+			checkAsksOnly(t, resp)
 			continue
+		}
+		if resp.GetRequestHeaders() == nil && resp.GetRequestBody() == nil {
+			continue
+		}
+		if name := upstreamOf(sc); name == "ruled" && resp.GetRequestHeaders() != nil {
+			t.Fatalf("a reply to the headers alone, at an upstream with rules: %v", resp)
 		}
 		set, removed := changes(resp)
 		if set[guardHeader] == "" {
@@ -111,4 +168,12 @@ func checkScript(t *testing.T, s *Server, sc *script) {
 			t.Fatalf("a reply that leaves a cookie: %v", resp)
 		}
 	}
+}
+
+// upstreamOf is the one upstream that Envoy names, or empty.
+func upstreamOf(sc *script) string {
+	if md, _ := metadata.FromIncomingContext(sc.stream.ctx); len(md.Get(upstreamKey)) == 1 {
+		return md.Get(upstreamKey)[0]
+	}
+	return ""
 }

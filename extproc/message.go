@@ -27,7 +27,10 @@ const (
 	fieldMetadataContext = 8 // ProcessingRequest
 	fieldAttributes      = 9 // ProcessingRequest
 
-	fieldHeaderMap = 1 // HttpHeaders.headers, HeaderMap.headers
+	fieldHeaderMap   = 1 // HttpHeaders.headers, HeaderMap.headers
+	fieldEndOfStream = 3 // HttpHeaders
+
+	fieldBodyBytes = 1 // HttpBody
 
 	fieldHeaderKey   = 1 // HeaderValue
 	fieldHeaderValue = 2
@@ -38,20 +41,33 @@ const (
 	fieldMapKey         = 1 // any map entry
 	fieldMapValue       = 2
 	fieldStringValue    = 3 // Value
+	fieldStructValue    = 5 // Value
 )
 
 // namespace is the metadata namespace that carries a decision from one attempt
 // to the next and to the access log.
 const namespace = "mcp_auth"
 
+// filterNamespace is the namespace of Envoy's mcp filter.
+const filterNamespace = "envoy.filters.http.mcp"
+
 // message is a ProcessingRequest, read as far as a decision needs it. The
 // generated type costs 75 more allocations a call than this reader.
 type message struct {
-	// buf holds the wire bytes; header values alias it.
-	buf   []byte
+	// buf holds the wire bytes, those of a body behind those of the headers;
+	// header values alias it.
+	buf []byte
+	// room is the largest message that may come next.
+	room  int
 	phase phase
 	req   policy.Request
+	// bodiless is whether the headers are the whole request.
+	bodiless bool
+	// body is that of the last message, when it brought one.
+	body  []byte
 	prior prior
+	// filtered is what Envoy's mcp filter says of the body.
+	filtered policy.Filtered
 	// requestID is the x-request-id header, for the log.
 	requestID []byte
 	// known turns bytes into the strings we already hold, so that a name costs no allocation.
@@ -59,13 +75,25 @@ type message struct {
 }
 
 // prior is what our own metadata of an earlier attempt says.
-type prior struct{ upstream, caller, reason, issuer, subject, mark string }
+type prior struct{ upstream, caller, reason, issuer, subject, mark, tool string }
 
 var errWire = errors.New("malformed ProcessingRequest")
 
 // reset forgets the last message and keeps the memory.
 func (m *message) reset(known map[string]string) {
-	*m = message{buf: m.buf[:0], known: known, req: policy.Request{Headers: m.req.Headers[:0]}}
+	*m = message{buf: m.buf[:0], room: maxHeaders, known: known, req: policy.Request{Headers: m.req.Headers[:0]}}
+}
+
+// kept is the largest buffer that a message keeps for the next request.
+const kept = 64 << 10
+
+// shrink lets go of the memory of a large request.
+func (m *message) shrink() {
+	m.body = nil
+	if cap(m.buf) > kept {
+		m.buf = nil
+		clear(m.req.Headers)
+	}
 }
 
 // str returns b as a string, allocating only for bytes never seen in the policy.
@@ -76,9 +104,10 @@ func (m *message) str(b []byte) string {
 	return string(b)
 }
 
-// decode reads m.buf.
-func (m *message) decode() error {
-	return each(m.buf, func(num protowire.Number, v []byte) error {
+// decode reads one message. What an earlier one of the stream said stays.
+func (m *message) decode(b []byte) error {
+	m.phase, m.body = phaseNone, nil
+	return each(b, func(num protowire.Number, v []byte) error {
 		switch int32(num) {
 		case fieldMetadataContext:
 			return each(v, m.metadata)
@@ -87,12 +116,23 @@ func (m *message) decode() error {
 		}
 		if p := phase(num); p >= phaseRequestHeaders && p <= phaseResponseTrailers {
 			m.phase = p
-			if p == phaseRequestHeaders {
+			switch p { //nolint:exhaustive // nothing of the others is read
+			case phaseRequestHeaders:
+				m.bodiless = flagged(v, fieldEndOfStream)
 				return each(v, m.headerMap)
+			case phaseRequestBody:
+				return each(v, m.content)
 			}
 		}
 		return nil
 	})
+}
+
+func (m *message) content(num protowire.Number, v []byte) error {
+	if num == fieldBodyBytes {
+		m.body = v
+	}
+	return nil
 }
 
 func (m *message) headerMap(num protowire.Number, v []byte) error {
@@ -145,12 +185,15 @@ func (m *message) attributes(num protowire.Number, v []byte) error {
 	})
 }
 
-// metadata reads one field of Metadata, and of it our own namespace only.
+// metadata reads one field of Metadata: our own namespace, and that of the mcp filter.
 func (m *message) metadata(num protowire.Number, v []byte) error {
 	if num != fieldFilterMetadata {
 		return nil
 	}
 	key, value, err := entry(v)
+	if err == nil && string(key) == filterNamespace {
+		return m.filter(value)
+	}
 	if err != nil || string(key) != namespace {
 		return err
 	}
@@ -168,12 +211,55 @@ func (m *message) metadata(num protowire.Number, v []byte) error {
 			m.prior.subject = m.str(value)
 		case "mark":
 			m.prior.mark = m.str(value)
+		case "tool":
+			m.prior.tool = m.str(value)
 		}
 	})
 }
 
+// filter reads what the mcp filter says of a body that it read to its end.
+func (m *message) filter(b []byte) error {
+	var f policy.Filtered
+	whole := false
+	err := eachMember(b, func(name []byte, kind protowire.Number, value []byte) error {
+		switch {
+		case string(name) == "status" && kind == fieldStringValue:
+			whole = string(value) == "mcp_ok"
+		case string(name) == "method" && kind == fieldStringValue:
+			f.Method = value
+		case string(name) == "params" && kind == fieldStructValue:
+			return eachString(value, func(name, value []byte) {
+				switch string(name) {
+				case "name":
+					f.Name = value
+				case "uri":
+					f.URI = value
+				case "taskId":
+					f.Task = value
+				}
+			})
+		}
+		return nil
+	})
+	if whole {
+		m.filtered = f
+	}
+	return err
+}
+
 // eachString visits the string members of a Struct.
 func eachString(b []byte, visit func(name, value []byte)) error {
+	return eachMember(b, func(name []byte, kind protowire.Number, value []byte) error {
+		if kind == fieldStringValue {
+			visit(name, value)
+		}
+		return nil
+	})
+}
+
+// eachMember visits the members of a Struct that are strings, structs or lists:
+// kind is the number of the field in Value.
+func eachMember(b []byte, visit func(name []byte, kind protowire.Number, value []byte) error) error {
 	return each(b, func(num protowire.Number, v []byte) error {
 		if num != fieldStructFields {
 			return nil
@@ -182,13 +268,30 @@ func eachString(b []byte, visit func(name, value []byte)) error {
 		if err != nil {
 			return err
 		}
-		return each(value, func(num protowire.Number, v []byte) error {
-			if num == fieldStringValue {
-				visit(name, v)
-			}
-			return nil
-		})
+		return each(value, func(num protowire.Number, v []byte) error { return visit(name, num, v) })
 	})
+}
+
+// flagged reports whether a field of a message is true, by what comes last. What
+// is malformed is false, and found out by each.
+func flagged(b []byte, field protowire.Number) bool {
+	on := false
+	for len(b) > 0 {
+		num, typ, n := protowire.ConsumeTag(b)
+		if n < 0 {
+			return false
+		}
+		size := protowire.ConsumeFieldValue(num, typ, b[n:])
+		if size < 0 {
+			return false
+		}
+		if num == field && typ == protowire.VarintType {
+			v, _ := protowire.ConsumeVarint(b[n:])
+			on = v != 0
+		}
+		b = b[n+size:]
+	}
+	return on
 }
 
 // entry splits a map entry.

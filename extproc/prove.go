@@ -122,18 +122,16 @@ func hasAll(has, want []string) bool {
 // value asks for nothing: a challenge makes an MCP client start a login.
 type challenges struct {
 	unknown, invalid string
-	scopes           map[*policy.Caller]string
+	metadata         string
 }
 
 func newChallenges(set *policy.Set, up *policy.Upstream) challenges {
 	metadata := `resource_metadata="` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(set.MetadataURL(up)) + `"`
-	ch := challenges{scopes: map[*policy.Caller]string{}}
+	ch := challenges{metadata: metadata}
 	var needs []string
 	for _, c := range up.Callers {
 		if c.JWT != nil {
-			need := demanded(c.JWT)
-			needs = append(needs, need)
-			ch.scopes[c] = `Bearer error="insufficient_scope", ` + metadata + need
+			needs = append(needs, demanded(c.JWT.RequireScopes))
 		}
 	}
 	// Where callers need different scopes, nobody knows yet which the next one is.
@@ -147,8 +145,8 @@ func newChallenges(set *policy.Set, up *policy.Upstream) challenges {
 
 // demanded is the scope attribute: all that is needed at once, so that one login
 // is enough. A refresh token is no business of a resource.
-func demanded(j *policy.JWT) string {
-	need := slices.DeleteFunc(slices.Clone(j.RequireScopes), func(s string) bool { return s == "offline_access" })
+func demanded(scopes []string) string {
+	need := slices.DeleteFunc(slices.Clone(scopes), func(s string) bool { return s == "offline_access" })
 	if len(need) == 0 {
 		return ""
 	}
@@ -156,15 +154,29 @@ func demanded(j *policy.JWT) string {
 }
 
 // of returns the challenge for a refusal, "" for none. The caller is the one
-// that lacks scopes.
-func (ch *challenges) of(r policy.Reason, c *policy.Caller) string {
+// that lacks scopes, and needs are those that a tool takes: what it must have to
+// call at all is asked for along with them, in one challenge (rule A5).
+func (ch *challenges) of(r policy.Reason, c *policy.Caller, needs []string) string {
 	switch r { //nolint:exhaustive // all others tell the caller nothing that a token could mend
 	case policy.CallerUnknown:
 		return ch.unknown
 	case policy.CallerInvalid:
 		return ch.invalid
 	case policy.ScopeMissing:
-		return ch.scopes[c]
+		if c != nil && c.JWT != nil {
+			return `Bearer error="insufficient_scope", ` + ch.metadata + demanded(union(c.JWT.RequireScopes, needs))
+		}
 	}
 	return ""
+}
+
+// union is a and what only b has.
+func union(a, b []string) []string {
+	out := slices.Clone(a)
+	for _, s := range b {
+		if !slices.Contains(out, s) {
+			out = append(out, s)
+		}
+	}
+	return out
 }

@@ -34,6 +34,12 @@ upstreams:
   both:   {url: "https://both.test", callers: [admins, people, partners, agents]}
   mixed:  {url: "https://mixed.test/mcp", callers: [ci, people, anyone]}
   keys:   {url: "https://keys.test/mcp", callers: [ci]}
+  ruled:
+    url: "https://ruled.test/mcp"
+    callers: [people, ci]
+    tools:
+      implies: {desk: [ticket:read]}
+      rules: [{names: ["ticket_*"], scopes: [ticket:read, ticket:create]}, {names: [purge], scopes: [purge]}]
   own:
     url: "https://own.test/mcp"
     callers: [people]

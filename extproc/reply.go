@@ -7,8 +7,10 @@ import (
 // Field numbers of the messages written here.
 const (
 	fieldRequestHeadersReply = 1 // ProcessingResponse
+	fieldRequestBodyReply    = 3
 	fieldImmediate           = 7
 	fieldDynamicMetadata     = 8
+	fieldModeOverride        = 9
 
 	fieldCommon         = 1 // HeadersResponse, BodyResponse
 	fieldHeaderMutation = 2 // CommonResponse
@@ -100,10 +102,34 @@ func appendMetadata(b, meta []byte) []byte {
 	return appendBytes(b, 5, meta) // Value.struct_value
 }
 
-// continueWith writes "go on, with this HeaderMutation".
-func (r *reply) continueWith() {
+// bodyMode is a ProcessingMode: the request's body BUFFERED, and nothing else.
+// render envoy writes it as the one mode that this server may ask for.
+func bodyMode() [8]byte {
+	return [...]byte{
+		2 << 3, 2, // response_header_mode: SKIP
+		3 << 3, 2, // request_body_mode: BUFFERED
+		5 << 3, 2, // request_trailer_mode: SKIP
+		6 << 3, 2, // response_trailer_mode: SKIP
+	}
+}
+
+// askForBody answers the headers with the wish to see the body. It changes no
+// header, and bears no mark, so that a stream that ends after it passes nothing.
+func (r *reply) askForBody() {
+	mode := bodyMode()
+	r.wire = appendBytes(r.wire[:0], fieldRequestHeadersReply, nil)
+	r.wire = appendBytes(r.wire, fieldModeOverride, mode[:])
+}
+
+// continueWith writes "go on, with this HeaderMutation", as the answer to a part
+// of the request.
+func (r *reply) continueWith(p phase) {
+	kind := protowire.Number(fieldRequestHeadersReply)
+	if p == phaseRequestBody {
+		kind = fieldRequestBodyReply
+	}
 	common := sizeBytes(len(r.mutation))
-	r.wire = appendHead(r.wire[:0], fieldRequestHeadersReply, sizeBytes(common))
+	r.wire = appendHead(r.wire[:0], kind, sizeBytes(common))
 	r.wire = appendHead(r.wire, fieldCommon, common)
 	r.wire = appendBytes(r.wire, fieldHeaderMutation, r.mutation)
 	r.wire = appendMetadata(r.wire, r.meta)

@@ -44,7 +44,7 @@ func TestReplyIsWhatEnvoyReads(t *testing.T) {
 		r.mutation = appendSet(r.mutation, "authorization", value)
 		r.mutation = appendRemove(r.mutation, "cookie")
 		r.meta = appendMember(r.meta, "upstream", strings.Repeat("u", n%1000))
-		r.continueWith()
+		r.continueWith(phaseRequestHeaders)
 		meta, err := structpb.NewStruct(map[string]any{namespace: map[string]any{"upstream": strings.Repeat("u", n%1000)}})
 		if err != nil {
 			t.Fatal(err)

@@ -56,7 +56,7 @@ func (x *exchange) allow() policy.Reason {
 	}
 	x.out.mutation = m
 	x.describe()
-	x.out.continueWith()
+	x.out.continueWith(x.msg.phase)
 	return policy.Allowed
 }
 
@@ -71,7 +71,7 @@ func (x *exchange) refuse() {
 	var up *policy.Upstream
 	if x.lane != nil {
 		up = x.lane.up
-		if ask := x.lane.asks.of(reason, x.caller); ask != "" {
+		if ask := x.lane.asks.of(reason, x.caller, x.needs); ask != "" {
 			m = appendSet(m, "www-authenticate", ask)
 		}
 	}
@@ -80,7 +80,7 @@ func (x *exchange) refuse() {
 	}
 	x.out.mutation = m
 	x.describe()
-	x.out.immediate(up.Status(reason), up.Body(reason), "mcp_auth_"+reason.String())
+	x.out.immediate(up.Status(reason), up.Body(reason, x.id()), "mcp_auth_"+reason.String())
 }
 
 // describe writes the decision as metadata, for the next attempt and the access log.
@@ -92,7 +92,11 @@ func (x *exchange) describe() {
 		m = appendMember(m, "session", x.session.word)
 	}
 	for _, o := range [...]struct{ name, value string }{
-		{"token", x.decision.Token}, {"issuer", x.decision.Issuer}, {"subject", x.decision.Subject}, {"mark", x.mark},
+		{"token", x.decision.Token},
+		{"issuer", x.decision.Issuer},
+		{"subject", x.decision.Subject},
+		{"mark", x.mark},
+		{"tool", x.decision.Tool},
 	} {
 		if o.value != "" {
 			m = appendMember(m, o.name, o.value)

@@ -59,6 +59,12 @@ type Decision struct {
 	Issuer, Subject string
 	// Reason says how it ended.
 	Reason policy.Reason
+	// Tool is what the request would run, where rules govern that: the name of a
+	// tool, else method and target. At most 193 visible characters and a blank,
+	// and the caller's to choose.
+	Tool string
+	// Rule is the number of the rule that decided about it, 0 for none.
+	Rule int
 	// Token is the fingerprint of the access token lent, or empty.
 	Token string
 	// Attempt is Envoy's count, 1 for the first.
@@ -67,7 +73,8 @@ type Decision struct {
 	CookiesKept, CookiesDropped int
 	// RetryAfter is when a refused call may be tried again; 0 when waiting does not help.
 	RetryAfter time.Duration
-	// Took is the time from message to reply, waiting for a token included.
+	// Took is the time from message to reply, waiting for a token included, and
+	// for a body not.
 	Took time.Duration
 }
 
@@ -99,7 +106,7 @@ func New(cfg Config) (*Server, error) {
 func (*Server) Options() []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.ForceServerCodecV2(codec{encoding.GetCodecV2(proto.Name)}),
-		grpc.MaxRecvMsgSize(1 << 20), // Envoy's own header limit is 96 KiB at most
+		grpc.MaxRecvMsgSize(policy.MaxBody + maxHeaders), // the codec holds each message to what it may be
 		grpc.MaxConcurrentStreams(1 << 20),
 	}
 }
@@ -121,19 +128,22 @@ func (s *Server) Register(g *grpc.Server) {
 	g.RegisterService(s.logService(), s)
 }
 
-// Process serves one ext_proc stream: one message, one reply, and the end. It
-// returns nil after a reply was sent and never otherwise.
+// Process serves one ext_proc stream: one message, one reply, and the end; or
+// two, where the body has to be read. It returns nil after the last reply was
+// sent and never otherwise.
 func (s *Server) Process(stream grpc.ServerStream) (err error) {
 	x := s.begin(stream.Context())
 	defer s.end(x, &err)
-	if err := stream.RecvMsg(&x.msg); err != nil {
-		return unanswered(err)
-	}
-	if err := x.answer(stream.Context(), s); err != nil {
-		return err
-	}
-	if err := stream.SendMsg(&x.out); err != nil {
-		return unanswered(err)
+	for !x.done {
+		if err := stream.RecvMsg(&x.msg); err != nil {
+			return unanswered(err)
+		}
+		if err := x.answer(stream.Context(), s); err != nil {
+			return err
+		}
+		if err := stream.SendMsg(&x.out); err != nil {
+			return unanswered(err)
+		}
 	}
 	return nil
 }
@@ -151,6 +161,7 @@ func (s *Server) begin(ctx context.Context) *exchange {
 	x.names = metadata.ValueFromIncomingContext(ctx, upstreamKey)
 	x.lane, x.caller, x.principal, x.token, x.cause = nil, nil, nil, nil, nil
 	x.mark, x.session = "", sessionUse{}
+	x.calls, x.needs, x.awaiting, x.done = x.calls[:0], nil, false, false
 	x.cookies = policy.CookieResult{}
 	x.msg.reset(x.snap.known)
 	x.decision = Decision{Attempt: 1}
@@ -168,6 +179,9 @@ func (s *Server) end(x *exchange, err *error) {
 		return
 	}
 	x.snap, x.principal, x.token = nil, nil, nil
+	x.standard = policy.Standard{}
+	clear(x.calls)
+	x.msg.shrink()
 	s.pool.Put(x)
 }
 
@@ -188,8 +202,16 @@ func (s *Server) record(x *exchange) {
 		Str("subject", d.Subject).
 		Str("request_id", printable(x.msg.requestID, 64)).
 		Int("attempt", d.Attempt).
+		Func(d.tool).
 		AnErr("cause", x.cause).
 		Msg("refused")
+}
+
+// tool says what the request would run, where that was judged.
+func (d *Decision) tool(e *zerolog.Event) {
+	if d.Tool != "" {
+		e.Str("tool", d.Tool).Int("rule", d.Rule)
+	}
 }
 
 // printable returns at most limit characters of b, visible ASCII only: a

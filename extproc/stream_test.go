@@ -148,7 +148,7 @@ version: 1
 server: {deadline: 300ms}
 callers:
   anyone: {any: true}
-  ci: {key: {sha256: "2c70e12b7a0646f92279f427c7b38e7334d8e5389cff167a1dc30e73f826b683"}}  # "key"
+  ci: {key: {sha256: "2c70e12b7a0646f92279f427c7b38e7334d8e5389cff167a1dc30e73f826b683"}, scopes: [admin]}  # "key"
   mesh: {mtls: {san: ["spiffe://a/b"]}}
 defaults:
   credential:
@@ -158,6 +158,25 @@ upstreams:
   b: {url: "http://127.0.0.1:2/mcp", callers: [ci, mesh]}
   open: {url: "http://127.0.0.1:3/mcp", callers: [anyone], credential: none}
   fixed: {url: "http://127.0.0.1:4/v1", callers: [anyone], credential: {header: {x-api-key: "${API_KEY}"}}}
+  by_headers:
+    url: "http://127.0.0.1:7/mcp"
+    callers: [ci]
+    tools: {proof: headers, rules: [{names: [read]}, {methods: [completion/complete], names: [x]}]}
+  by_filter:
+    url: "http://127.0.0.1:8/mcp"
+    callers: [ci]
+    tools: {proof: mcp_filter, rules: [{names: [read]}]}
+  ruled:
+    url: "http://127.0.0.1:6/mcp"
+    callers: [ci, mesh]
+    cookies: {allow: [session]}
+    tools:
+      max_body: 4KiB
+      implies: {admin: [customer:read]}
+      rules:
+        - {names: [read, "ticket_*"]}
+        - {names: [customer], scopes: [customer:read]}
+        - {names: [purge], scopes: [purge:all, customer:write]}
   once: {url: "http://127.0.0.1:5/v1", callers: [anyone], credential: none, cookies: {allow: [s], duplicates: refuse}}
 `
 
@@ -210,6 +229,9 @@ func (r *rig) call(tb testing.TB, upstream string, req *extprocv3.ProcessingRequ
 // changes are the header changes of a reply.
 func changes(resp *extprocv3.ProcessingResponse) (set map[string]string, removed map[string]bool) {
 	m := resp.GetRequestHeaders().GetResponse().GetHeaderMutation()
+	if resp.GetRequestBody() != nil {
+		m = resp.GetRequestBody().GetResponse().GetHeaderMutation()
+	}
 	if im := resp.GetImmediateResponse(); im != nil {
 		m = im.GetHeaders()
 	}

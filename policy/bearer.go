@@ -74,8 +74,11 @@ func (u *Upstream) Status(r Reason) int {
 
 // Body is Reason.Body with the status that this upstream answers. The upstream
 // may be nil.
-func (u *Upstream) Body(r Reason) []byte {
-	return RefusalBody(u.Status(r), r.String(), r.Text())
+func (u *Upstream) Body(r Reason, id []byte) []byte {
+	if status := u.Status(r); status != r.Status() {
+		return refusal(id, status, r.String(), r.Text())
+	}
+	return r.Body(id)
 }
 
 // takeBearer notes a token. A second one is refused, in the same header or in

@@ -175,7 +175,7 @@ func TestStatusOfTheUpstream(t *testing.T) {
 			t.Errorf("%v: want %d where no caller has a token, got %d and %d", r, r.Status(), without.Status(r), none.Status(r))
 		}
 	}
-	if got, want := string(with.Body(CallerUnknown)), string(RefusalBody(401, CallerUnknown.String(), CallerUnknown.Text())); got != want {
+	if got, want := string(with.Body(CallerUnknown, nil)), string(RefusalBody(401, CallerUnknown.String(), CallerUnknown.Text())); got != want {
 		t.Errorf("want %s, got %s", want, got)
 	}
 }

@@ -137,6 +137,8 @@ func setDefault(v reflect.Value, text string) {
 		*p = text
 	case *Duration:
 		*p, _ = parseDuration(text)
+	case *Size:
+		*p, _ = parseSize(text)
 	case **bool:
 		on := text == "true"
 		*p = &on

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"encoding/json"
+	"strings"
 	"testing"
 )
 
@@ -18,12 +19,32 @@ func TestBodyIsJSONRPCErrorForEveryReason(t *testing.T) {
 				} `json:"data"`
 			} `json:"error"`
 		}
-		if err := json.Unmarshal(r.Body(), &got); err != nil {
+		if err := json.Unmarshal(r.Body(nil), &got); err != nil {
 			t.Fatalf("%s: %v", r, err)
 		}
-		if got.Version != "2.0" || got.ID != nil || got.Error.Code != r.Status() ||
+		if got.Version != "2.0" || got.ID != nil || got.Error.Code != wantCode(r) ||
 			got.Error.Message != r.Text() || got.Error.Data.Reason != r.String() {
-			t.Errorf("%s: got %s", r, r.Body())
+			t.Errorf("%s: got %s", r, r.Body(nil))
+		}
+	}
+}
+
+// wantCode is the status, but for the one reason that MCP has a code for (T10).
+func wantCode(r Reason) int {
+	if r == HeaderMismatch {
+		return -32020
+	}
+	return r.Status()
+}
+
+func TestT14_BodyCopiesTheID(t *testing.T) {
+	for id, want := range map[string]any{`"a\u0022b"`: `a"b`, "17": 17.0, "": nil, `"` + strings.Repeat("x", 200) + `"`: nil} {
+		var got struct{ ID any }
+		if err := json.Unmarshal(ToolDenied.Body([]byte(id)), &got); err != nil {
+			t.Fatal(err)
+		}
+		if got.ID != want {
+			t.Errorf("id %s: got %v, want %v", id, got.ID, want)
 		}
 	}
 }

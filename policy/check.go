@@ -49,6 +49,7 @@ func (c *checker) defaults() {
 	c.cookies("defaults.cookies", b.Cookies)
 	c.headers("defaults.headers", b.Headers)
 	c.origins("defaults.origins", b.Origins)
+	c.tools("defaults.tools", b.Tools, nil)
 }
 
 // good reports whether the file has this key and nothing was wrong with it so far.

@@ -16,6 +16,8 @@ func (c *checker) upstream(name string) {
 	c.cookies(path+".cookies", up.Cookies)
 	c.headers(path+".headers", up.Headers)
 	c.origins(path+".origins", up.Origins)
+	c.tools(path+".tools", up.Tools, c.callersOf(&up))
+	c.toolsOf(path, &up)
 	if up.Envoy != nil {
 		c.upstreamEnvoy(path+".envoy", up.Envoy)
 	}

@@ -133,6 +133,7 @@ func (c *checker) compileUpstream(name string, callers map[string]*Caller, secre
 		up.Origins = b.Allow
 	}
 	up.BindsSessions = cmp.Or(spec.Sessions, c.f.Defaults.Sessions) != "off"
+	up.Tools = compileTools(or(spec.Tools, c.f.Defaults.Tools))
 	return up
 }
 

@@ -81,6 +81,8 @@ type DefaultsSpec struct {
 	Origins *OriginsSpec `yaml:"origins"`
 	// Sessions is inherited by upstreams without `sessions`.
 	Sessions string `yaml:"sessions" default:"bind" enum:"bind,off"`
+	// Tools is inherited by upstreams without `tools`.
+	Tools *ToolsSpec `yaml:"tools"`
 }
 
 // UpstreamSpec is one upstream.
@@ -101,6 +103,8 @@ type UpstreamSpec struct {
 	Headers *HeadersSpec `yaml:"headers"`
 	// Origins says which Origin values are accepted. Left out, a request with an Origin is refused.
 	Origins *OriginsSpec `yaml:"origins"`
+	// Tools says who may use which tool, prompt or resource. Left out, every caller may use all.
+	Tools *ToolsSpec `yaml:"tools"`
 	// RetryOn401 lets Envoy repeat a call once, with a new token, when the upstream refused the old one.
 	RetryOn401 *bool `yaml:"retry_on_401" default:"true"`
 	// Sessions says whether an `Mcp-Session-Id` is good for the one principal alone that it was given to: a `jwt` caller's issuer and subject, else the caller. Several people behind one key, or behind a caller of kind `any`, are one principal. Write `off` for a server without sessions that gives everybody the same id.
@@ -318,3 +322,6 @@ type StringOrFalse struct {
 
 // Duration is a time as Go writes it: 1.5s, 5m, 24h.
 type Duration time.Duration
+
+// Size is a number of bytes: 64KiB, 1MiB.
+type Size int64

@@ -143,6 +143,9 @@ func (u *Upstream) Inspected() (names, prefixes []string, all bool) {
 	if len(u.bearers) > 0 {
 		names = append(names, pathHeader)
 	}
+	if u.Tools != nil {
+		names = append(names, standardHeaders()...)
+	}
 	prefixes = u.Headers.prefixes()
 	if u.BindsSessions {
 		names = append(names, sessionHeader)

@@ -24,6 +24,14 @@ const (
 	ScopeMissing
 	// IssuerUnavailable: the keys of the caller's issuer cannot be had.
 	IssuerUnavailable
+	// ToolDenied: no rule lets this caller use the tool.
+	ToolDenied
+	// ToolUnproved: nothing proves what the request would run.
+	ToolUnproved
+	// HeaderMismatch: the standard headers of MCP and the body disagree.
+	HeaderMismatch
+	// BodyTooLarge: the body is larger than what is read for tool rules.
+	BodyTooLarge
 	// SessionMismatch: the MCP session is another principal's.
 	SessionMismatch
 	// TokenUnavailable: the authorization server is down or slow.
@@ -45,7 +53,7 @@ type outcome struct {
 
 // row holds the one switch from reason to words: a Reason without a row does
 // not pass the linter (exhaustive).
-func (r Reason) row() outcome {
+func (r Reason) row() outcome { //nolint:cyclop // one row for each reason
 	switch r {
 	case Allowed:
 		return outcome{"allowed", 200, "The request was allowed."}
@@ -63,6 +71,14 @@ func (r Reason) row() outcome {
 		return outcome{"scope_missing", 403, "The caller lacks a scope that this request needs. Ask for a token with that scope."}
 	case IssuerUnavailable:
 		return outcome{"issuer_unavailable", 503, "The keys of the issuer of the caller's token cannot be had, so the token cannot be verified. Try again later."}
+	case ToolDenied:
+		return outcome{"tool_denied", 403, "No rule lets this caller use this tool, prompt or resource. Its operator can add one under tools.rules of the upstream."}
+	case ToolUnproved:
+		return outcome{"tool_unproved", 403, "What this request would run cannot be proved. Send one JSON-RPC message as application/json in UTF-8, uncompressed, without duplicate members."}
+	case HeaderMismatch:
+		return outcome{"header_mismatch", 400, "Mcp-Method, Mcp-Name or MCP-Protocol-Version is missing, malformed or differs from the body. Send what the body says."}
+	case BodyTooLarge:
+		return outcome{"body_too_large", 413, "The body is larger than tools.max_body of this upstream. Send less, or have its operator raise the limit."}
 	case SessionMismatch:
 		return outcome{"session_mismatch", 403, "This MCP session belongs to another caller. Start a session of your own."}
 	case TokenUnavailable:

@@ -88,7 +88,7 @@ func TestSchemaRefusesBadFiles(t *testing.T) {
 
 // block returns the struct type below pointers and maps.
 func block(t reflect.Type) (reflect.Type, bool) {
-	for t.Kind() == reflect.Pointer || t.Kind() == reflect.Map {
+	for t.Kind() == reflect.Pointer || t.Kind() == reflect.Map || t.Kind() == reflect.Slice {
 		t = t.Elem()
 	}
 	return t, t.Kind() == reflect.Struct
@@ -112,6 +112,12 @@ func allKeys(t reflect.Type, known []string) []string {
 
 // see marks every Type.key that a file uses.
 func see(t reflect.Type, v any, seen map[string]bool) {
+	if list, ok := v.([]any); ok && t.Kind() == reflect.Slice {
+		for _, item := range list {
+			see(t.Elem(), item, seen)
+		}
+		return
+	}
 	m, ok := v.(map[string]any)
 	if !ok {
 		return

@@ -72,6 +72,8 @@ type Upstream struct {
 	Origins []string
 	// BindsSessions is whether an Mcp-Session-Id is good for one principal alone.
 	BindsSessions bool
+	// Tools says who may use which tool; nil when no rule governs them.
+	Tools *Tools
 	// Discover compares the upstream's protected resource metadata (RFC 9728)
 	// with this policy. It changes nothing that is decided.
 	Discover bool

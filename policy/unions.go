@@ -4,6 +4,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -57,6 +58,39 @@ func (t *Duration) decode(d *decoder, n *yaml.Node, path string) {
 func parseDuration(text string) (Duration, bool) {
 	v, err := time.ParseDuration(text)
 	return Duration(v), err == nil && !strings.HasPrefix(text, "+")
+}
+
+func (s *Size) decode(d *decoder, n *yaml.Node, path string) {
+	if !isString(n) {
+		hint := "write a whole number with its unit"
+		if isNull(n) {
+			hint = "give it a value or leave the key out"
+		}
+		d.fault(path, "want a size such as 512KiB or 1MiB, got %s; %s", kind(n), hint)
+		return
+	}
+	text := d.text(n, path, "a size")
+	if d.at[path].bad {
+		return
+	}
+	v, ok := parseSize(text)
+	if !ok {
+		d.fault(path, "want a size such as 512KiB or 1MiB, got %s; write a whole number with its unit", show(n.Value))
+	}
+	*s = v
+}
+
+// parseSize takes a whole number of KiB or MiB. Units of ten would be taken for
+// these by some and not by others.
+func parseSize(text string) (Size, bool) {
+	unit := Size(1 << 10)
+	digits, ok := strings.CutSuffix(text, "KiB")
+	if !ok {
+		unit = 1 << 20
+		digits, ok = strings.CutSuffix(text, "MiB")
+	}
+	n, err := strconv.ParseUint(digits, 10, 32)
+	return Size(n) * unit, ok && err == nil
 }
 
 func (c *CredentialSpec) decode(d *decoder, n *yaml.Node, path string) {

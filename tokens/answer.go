@@ -47,13 +47,14 @@ func parseAnswer(body []byte) (answer, *Error) {
 
 // members reads the members of a JSON object, those that are null left out.
 func members(body []byte) (map[string]json.RawMessage, *Error) {
-	seen, bad := object(bytes.TrimPrefix(body, []byte("\xef\xbb\xbf")))
+	seen, bad := object(bytes.TrimPrefix(body, []byte("\xef\xbb\xbf")), maxAnswer)
 	maps.DeleteFunc(seen, func(_ string, value json.RawMessage) bool { return string(value) == "null" })
 	return seen, bad
 }
 
-// object reads the members of a JSON object, none of which may be there twice.
-func object(body []byte) (map[string]json.RawMessage, *Error) {
+// object reads the members of a JSON object, none of which may be there twice,
+// and reads no more than that many.
+func object(body []byte, most int) (map[string]json.RawMessage, *Error) {
 	if !bytes.HasPrefix(bytes.TrimLeft(body, " \t\r\n"), []byte("{")) || !json.Valid(body) {
 		return nil, notJSON()
 	}
@@ -61,6 +62,9 @@ func object(body []byte) (map[string]json.RawMessage, *Error) {
 	dec := json.NewDecoder(bytes.NewReader(body))
 	_, _ = dec.Token() // the brace
 	for dec.More() {
+		if len(seen) == most {
+			return nil, refused("too_many_members", "the answer has more than %d members", most)
+		}
 		name, _ := dec.Token()
 		var value json.RawMessage
 		if err := dec.Decode(&value); err != nil {

@@ -31,6 +31,7 @@ type crowd struct {
 	// denied is a refusal of the client, whoever the user. Until proven, the
 	// requests go by first.
 	denied  trouble
+	heals   heals
 	proven  atomic.Bool
 	first   chan struct{}
 	looked  atomic.Int64 // when the client's files were last looked at, Unix seconds

@@ -200,7 +200,7 @@ func ask(ctx context.Context, base http.RoundTripper, from string, s server, now
 func get(ctx context.Context, base http.RoundTripper, from, what string, now func() time.Time) ([]byte, http.Header, *Error) {
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, from, http.NoBody)
 	if err != nil {
-		return nil, nil, refused("bad_request", "no request for %s could be made of the issuer: correct it", what)
+		return nil, nil, refused("bad_request", "no request for the %s could be made: correct the URL that leads there", what)
 	}
 	wants(r.Header)
 	host := r.URL.Host

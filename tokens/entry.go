@@ -49,8 +49,9 @@ type entry struct {
 	tried   bool
 	fail    failure
 	noted   bool // the missing expires_in was logged
-	// rejected is the mark of the last authorization that an upstream refused.
-	rejected []byte
+	// rejected are the marks of the last authorizations that an upstream
+	// refused, the newest first.
+	rejected [][]byte
 }
 
 // failure is a run of failed fetches; the zero value is health.
@@ -134,7 +135,7 @@ func (e *entry) replace(ctx context.Context, now time.Time, rejected []byte, pay
 		}
 		e.current.CompareAndSwap(t, nil)
 	}
-	e.rejected = e.cache.mark(rejected)
+	e.reject(rejected)
 	f, err := e.join(now) //nolint:contextcheck // the fetch is shared: it must outlive the call that wanted it
 	e.mu.Unlock()
 	if err != nil {
@@ -325,6 +326,9 @@ func (e *entry) land(f *flight, secret, files []byte) report {
 		r.fetch.Expiry = f.token.expiry
 		e.fail = failure{}
 		e.current.Store(f.token)
+		if e.user != nil {
+			e.user.file(f.token)
+		}
 		if f.token.lifetime >= refreshFloor {
 			e.arm(now, f.got.at.Add(refreshAfter(f.token.lifetime, f.got.refresh, dice)).Sub(now))
 		}

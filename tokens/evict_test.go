@@ -5,6 +5,9 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/realredis"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/tokens/tokenstest"
 )
 
 // TestO18_EvictFetchesOnce: what the access log tells of a call that is over
@@ -121,9 +124,9 @@ func TestO18_EvictDuringARefresh(t *testing.T) {
 	})
 }
 
-// TestO8_EvictBarsTheStaleToken: an expired token that stands in (stale_grace) is
+// TestO4_EvictBarsTheStaleToken: an expired token that stands in (stale_grace) is
 // lent no more once the upstream refused it, and dead ones are no reason to fetch.
-func TestO8_EvictBarsTheStaleToken(t *testing.T) {
+func TestO4_EvictBarsTheStaleToken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		o := res("a")
@@ -175,4 +178,120 @@ func TestO18_EvictTakesItsTurn(t *testing.T) {
 			}
 		}
 	})
+}
+
+// known returns how many users can be found by their tokens.
+func (c *Cache) known() int {
+	c.users.holders.mu.Lock()
+	defer c.users.holders.mu.Unlock()
+	return len(c.users.holders.m)
+}
+
+// TestO18_EvictAUsersToken: what the access log tells touches the user of that
+// token, and nobody else.
+func TestO18_EvictAUsersToken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newUserWorld(t, nil)
+		w.as.set(func(f *userAS) { f.life = time.Hour })
+		all := callers(1000)
+		everyone(t.Context(), w.s, all)
+		alice, others := all[0], all[1:]
+		old := w.s.CachedFor(alice)
+		elsewhere := source(t, w.cache, "b", userSpec("https://other.test/token"))
+		if w.s.Evict("00000000") || w.s.Evict("") || elsewhere.Evict(old.Fingerprint()) {
+			t.Error("a fingerprint of no token of this credential must change nothing")
+		}
+		if !w.s.Evict(old.Fingerprint()) || w.s.CachedFor(alice) != nil {
+			t.Error("want the token gone")
+		}
+		for range 100 { // as many calls were cut off by the same 401
+			if w.s.Evict(old.Fingerprint()) {
+				t.Error("want it evicted once")
+			}
+		}
+		synctest.Wait()
+		fresh := w.s.CachedFor(alice)
+		if fresh == nil || fresh == old || w.as.of(alice.token()) != 2 {
+			t.Errorf("want one more exchange, and its token without a call, got %v after %d", fresh, w.as.of(alice.token()))
+		}
+		if w.s.Evict(old.Fingerprint()) || w.s.CachedFor(alice) != fresh {
+			t.Error("a late entry must not evict the newer token")
+		}
+		for _, p := range others {
+			if w.s.CachedFor(p) == nil {
+				t.Fatalf("%s lost its token", p)
+			}
+		}
+		if n := w.as.requests(); n != len(all)+1 {
+			t.Errorf("want %d requests, got %d", len(all)+1, n)
+		}
+	})
+}
+
+// TestO4_O5_EvictionsOfUsersShareTheBucket: an upstream that refuses everybody
+// costs no more by its outcomes than by its second attempts.
+func TestO4_O5_EvictionsOfUsersShareTheBucket(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newUserWorld(t, nil)
+		w.as.set(func(f *userAS) { f.life = 10 * time.Hour })
+		all := callers(100)
+		everyone(t.Context(), w.s, all)
+		for range 60 {
+			for _, p := range all {
+				w.s.Evict(heldFor(t, w.s, p).Fingerprint())
+			}
+			time.Sleep(time.Second)
+		}
+		if got := w.as.requests() - len(all); got > bucketSize+60/5+1 || got < bucketSize {
+			t.Errorf("want at most a bucket and one each 5 s, got %d", got)
+		}
+	})
+}
+
+// TestO18_UsersAreForgottenByTheirTokens: a token that is renewed, dropped,
+// refused a place or evicted leaves nothing behind.
+func TestO18_UsersAreForgottenByTheirTokens(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newUserWorld(t, nil)
+		w.cache.users.limit = 50
+		known := w.cache.known
+		for round := range 5 { // each minute all tokens are new, and half of the users are
+			for i := range 40 {
+				heldFor(t, w.s, caller(fmt.Sprint("user", 20*round+i)))
+			}
+			time.Sleep(time.Minute)
+		}
+		if n := known(); n > 50 || n < 40 {
+			t.Errorf("want one for each user in place, got %d", n)
+		}
+		time.Sleep(2 * idleUser)
+		if n := known(); n != 0 {
+			t.Errorf("want none once they are idle, got %d", n)
+		}
+		old := heldFor(t, w.s, caller("alice"))
+		w.cache.Retain(nil)
+		if known() != 0 || w.s.Evict(old.Fingerprint()) {
+			t.Error("want none of a dropped credential")
+		}
+		heldFor(t, w.s, caller("late"))
+		if known() != 0 {
+			t.Error("want none filed after that")
+		}
+	})
+}
+
+// TestO18_EvictInAFleet: a token whose refusal the access log told of is not
+// adopted again from the shared cache.
+func TestO18_EvictInAFleet(t *testing.T) {
+	r := startRedis(t, realredis.Config{})
+	as := startAS(t, tokenstest.Config{})
+	s := enlist(t, r.URL(), busy, nil).source(t, "a", spec(as.TokenURL()))
+	first := authorization(t, s)
+	settled(t, raw(t, r), 1)
+	if !s.Evict(s.Cached().Fingerprint()) {
+		t.Fatal("want it evicted")
+	}
+	if second := authorization(t, s); second == first || as.Requests() != 2 {
+		t.Errorf("want another token by one more request, got %d", as.Requests())
+	}
 }

@@ -78,6 +78,9 @@ func wants(h http.Header) {
 func (x *exchange) judge(resp *http.Response) *Error {
 	host, status := x.host, resp.StatusCode
 	switch {
+	case status < 200:
+		// 101 hands over the bare connection, which no deadline of ours ends.
+		return refused(fmt.Sprintf("http_%d", status), "%s answered %d in place of a token", host, status)
 	case status >= 300 && status < 400:
 		return refused("redirect_refused", "%s answered %d: redirects are not followed, because the secret would travel; set token_url to the final address", host, status)
 	case status >= 500 || status == http.StatusTooManyRequests:

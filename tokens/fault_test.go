@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -111,11 +112,15 @@ func meet(t *testing.T, f tokenstest.Fault, m policy.AuthMethod, want verdict) {
 	o := spec(as.TokenURL())
 	o.AuthMethod = m
 	c := newCache(t, func(c *Config) { c.Log = zerolog.New(&log) })
-	c.deadline = 1500 * time.Millisecond
+	// Only what hangs must wait for the deadline; a busy machine may be slow at the rest.
+	c.deadline = time.Minute
+	if want.code == "timeout" {
+		c.deadline = 1500 * time.Millisecond
+	}
 	s := source(t, c, "a", o)
 	start := time.Now()
 	tok, err := s.Token(t.Context())
-	if took := time.Since(start); took > fetchDeadline {
+	if took := time.Since(start); took > 30*time.Second {
 		t.Errorf("took %s", took)
 	}
 	switch {
@@ -151,6 +156,27 @@ func noSecret(t *testing.T, text string) {
 	t.Helper()
 	if (redactor{}).clean(text) != newRedactor(clientID, canary).clean(text) {
 		t.Errorf("the secret is in %q", text)
+	}
+}
+
+// TestT3_SwitchedProtocols: 101 hands over the bare connection, which the end of
+// a request's context does not close. The fetch must not wait on it for ever.
+func TestT3_SwitchedProtocols(t *testing.T) {
+	as := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Connection", "Upgrade")
+		w.Header().Set("Upgrade", "h2c")
+		w.WriteHeader(http.StatusSwitchingProtocols)
+		if conn, _, err := http.NewResponseController(w).Hijack(); err == nil {
+			t.Cleanup(func() { _ = conn.Close() })
+		}
+	}))
+	t.Cleanup(as.Close)
+	s := source(t, newCache(t, nil), "a", spec(as.URL))
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+	defer cancel()
+	_, err := s.Token(ctx)
+	if e := failed(t, err); e.Code != "http_101" || e.Kind != Refused {
+		t.Errorf("want http_101 at once, got %v", err)
 	}
 }
 
@@ -220,7 +246,7 @@ func TestANewAuthorityIsTrustedAtTheNextFetch(t *testing.T) {
 	put := func(from string) {
 		pem, err := os.ReadFile(from)
 		if err == nil {
-			err = os.WriteFile(ca, pem, 0o600) //nolint:gosec // the test's own directory
+			err = os.WriteFile(ca, pem, 0o600)
 		}
 		if err != nil {
 			t.Fatal(err)

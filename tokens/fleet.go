@@ -158,15 +158,19 @@ func serverOf(address string) (scheme, addr string, db int, err error) {
 func (f *Fleet) dialer(secure bool) func(ctx context.Context, network, addr string) (net.Conn, error) {
 	return func(ctx context.Context, network, addr string) (net.Conn, error) {
 		plain := &net.Dialer{Timeout: dialPatience}
-		if !secure {
-			return plain.DialContext(ctx, network, addr)
+		dial := plain.DialContext
+		if secure {
+			roots, err := f.authorities()
+			if err != nil {
+				return nil, err
+			}
+			dial = (&tls.Dialer{NetDialer: plain, Config: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}}).DialContext // the name comes from addr
 		}
-		roots, err := f.authorities()
+		c, err := dial(ctx, network, addr)
 		if err != nil {
 			return nil, err
 		}
-		d := tls.Dialer{NetDialer: plain, Config: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}} // the name comes from addr
-		return d.DialContext(ctx, network, addr)
+		return newWire(c), nil
 	}
 }
 

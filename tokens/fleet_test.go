@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/rs/zerolog"
 
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/realredis"
@@ -155,8 +156,8 @@ func TestO7_LockHolderKilled(t *testing.T) {
 	}
 	wg.Wait()
 	took := time.Since(start)
-	if as.Requests() != 2 || len(tokens) != 1 || took > coldPatience+time.Second {
-		t.Errorf("want one more request and one token within %s, got %d requests, %d tokens, %s", coldPatience, as.Requests(), len(tokens), took)
+	if as.Requests() != 2 || len(tokens) != 1 || took > 2*time.Second {
+		t.Errorf("want one more request and one token within 2 s, got %d requests, %d tokens, %s", as.Requests(), len(tokens), took)
 	}
 	t.Logf("200 callers served %s after the lock's holder died", took.Round(time.Millisecond))
 }
@@ -233,22 +234,14 @@ func TestO20_RejectedTokenIsEvictedInAnOutage(t *testing.T) {
 	s := a.source(t, "a", o)
 	first := authorization(t, s)
 	settled(t, raw(t, r), 1)
-	as.FailNext(1, tokenstest.Status503)
+	as.Fail(tokenstest.Status503)
 	if _, err := s.Replace(t.Context(), []byte(first)); err == nil {
 		t.Fatal("want the 503")
 	}
 	if a.counted()["rejected"] != 1 {
 		t.Errorf("want one eviction, got %v", a.counted())
 	}
-	eventually(t, "the refused token is gone from Redis", func() bool {
-		for _, place := range places(t, raw(t, r)) {
-			value, _ := raw(t, r).Get(t.Context(), place).Result()
-			if k, err := unseal(fleetKey, place, []byte(value)); err == nil && "Bearer "+k.Access == first {
-				return false
-			}
-		}
-		return true
-	})
+	settled(t, raw(t, r), 0)
 }
 
 // TestO20_AfterARestart: the new process knows no token, is told that one was
@@ -265,6 +258,37 @@ func TestO20_AfterARestart(t *testing.T) {
 	}
 }
 
+// TestO7_O15_UserTokens: a user's token is shared as well, with nobody but the
+// same user, for the same token of it, and no longer than that lives.
+func TestO7_O15_UserTokens(t *testing.T) {
+	r := startRedis(t, realredis.Config{})
+	as := newUserAS()
+	as.life = time.Hour
+	transport := func(c *Config, _ *FleetConfig) { c.Transport = as }
+	a := enlist(t, r.URL(), busy, transport).source(t, "a", userSpec("https://as.test/token"))
+	ann := callerWith("ann", "1", time.Minute)
+	first := heldFor(t, a, ann)
+	settled(t, raw(t, r), 1)
+	rep := enlist(t, r.URL(), busy, transport)
+	b := rep.source(t, "a", userSpec("https://as.test/token"))
+	second := heldFor(t, b, ann)
+	if string(first.Authorization()) != string(second.Authorization()) || as.requests() != 1 || second.Expiry().After(ann.Expiry) {
+		t.Errorf("want the token of the other replica, without a request and not beyond the user's own; got %d requests, %s", as.requests(), second.Expiry().Sub(ann.Expiry))
+	}
+	for _, other := range []*Principal{callerWith("bob", "1", time.Minute), callerWith("ann", "2", time.Minute)} {
+		if string(heldFor(t, b, other).Authorization()) == string(first.Authorization()) {
+			t.Error("a token was handed to another user, or for another token of its own")
+		}
+	}
+	if as.requests() != 3 {
+		t.Errorf("want 3 requests, got %d", as.requests())
+	}
+	early := callerWith("ann", "1", 5*time.Second) // the same token, by a clock that is behind
+	if got := heldFor(t, enlist(t, r.URL(), busy, transport).source(t, "a", userSpec("https://as.test/token")), early); got.Expiry().After(early.Expiry) {
+		t.Error("want no token beyond the user's own")
+	}
+}
+
 // TestFleetReload: Share takes effect from the next fetch on, and nil goes on locally.
 func TestFleetReload(t *testing.T) {
 	r := startRedis(t, realredis.Config{})
@@ -274,10 +298,14 @@ func TestFleetReload(t *testing.T) {
 	settled(t, raw(t, r), 1)
 	rep.cache.Share(nil)
 	rep.fleet.Close()
+	before := rep.counted()
 	o := spec(as.TokenURL())
 	o.Resource = "https://other.company.com"
 	authorization(t, rep.source(t, "b", o))
 	settled(t, raw(t, r), 1)
+	if diff := cmp.Diff(before, rep.counted()); diff != "" {
+		t.Errorf("the old one was used: %s", diff)
+	}
 }
 
 func BenchmarkTokenSharedCache(b *testing.B) {

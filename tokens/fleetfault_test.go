@@ -35,10 +35,10 @@ func cold(t *testing.T, rep *replica, tag string, n int) (slowest, all time.Dura
 }
 
 // TestO6_TheServerFails: whatever becomes of Redis, calls get their tokens, and
-// in little more time than without one. Defaults of the library would cost
-// each call between 300 ms and 5 s here.
+// in little more time than without one. The library's own deadlines would
+// cost each call between 1 and 5 s here.
 func TestO6_TheServerFails(t *testing.T) {
-	const calls, bound = 50, 200 * time.Millisecond
+	const calls, bound = 50, 500 * time.Millisecond
 	for name, c := range map[string]struct {
 		fail, heal func(t *testing.T, r *realredis.Redis)
 		code       string // of /status
@@ -92,9 +92,13 @@ func TestO6_TheServerFails(t *testing.T) {
 			c.fail(t, r)
 			slowest, all := cold(t, rep, "cold", calls)
 			t.Logf("%d calls without Redis: slowest %s, all %s; with it failing: %s, %s; %v", calls, plain, plainAll, slowest, all, rep.counted())
-			if slowest > plain+bound || all > plainAll+5*bound {
-				t.Errorf("want each call within %s of what it takes without Redis (%s) and all within %s, got %s and %s", bound, plain, 5*bound, slowest, all)
+			if slowest > plain+bound {
+				t.Errorf("want each call within %s of what it takes without Redis (%s), got %s", bound, plain, slowest)
 			}
+			if n := rep.counted()["skipped"]; n < calls/2 {
+				t.Errorf("want most calls not even to ask, got %d of %d", n, calls)
+			}
+			time.Sleep(time.Second) // the prober has looked again
 			st := rep.fleet.Status()
 			if st.State != "down" || st.Code != c.code && st.Code != "timeout" || st.Reason == "" {
 				t.Errorf("want down and %s, got %+v", c.code, st)
@@ -136,7 +140,7 @@ func TestO6_AServerThatIsNone(t *testing.T) {
 			eventually(t, "down", rep.state("down"))
 			slowest, _ := cold(t, rep, "cold", 5)
 			st := rep.fleet.Status()
-			if st.Code != code && st.Code != "timeout" || slowest > 300*time.Millisecond {
+			if st.Code != code && st.Code != "timeout" || slowest > 500*time.Millisecond {
 				t.Errorf("want %s and a quick token, got %s after %s", code, st.Code, slowest)
 			}
 		})
@@ -178,7 +182,7 @@ func TestO6_Password(t *testing.T) {
 		withPassword("wr0ng-p4ssword")(cfg, f)
 	})
 	eventually(t, "refused", func() bool { return rep.fleet.Status().Code == "login_refused" })
-	if slowest, _ := cold(t, rep, "a", 5); slowest > 200*time.Millisecond {
+	if slowest, _ := cold(t, rep, "a", 5); slowest > 500*time.Millisecond {
 		t.Errorf("want a quick token, got one after %s", slowest)
 	}
 	rep.secrets.put("PASSWORD", "0ld-p4ssword")
@@ -302,6 +306,32 @@ func TestO6_ReplayedAfterItsEnd(t *testing.T) {
 	b := enlist(t, r.URL(), busy, nil)
 	if second := authorization(t, b.source(t, "a", spec(as.TokenURL()))); second == first || b.counted()["expired"] != 1 {
 		t.Errorf("want another token and the old one found expired, got %v", b.counted())
+	}
+}
+
+// TestO20_RejectedTokensInTurns: who owns the server keeps every value, and puts
+// back what was refused before the last one.
+func TestO20_RejectedTokensInTurns(t *testing.T) {
+	r := startRedis(t, realredis.Config{})
+	db := raw(t, r)
+	as := startAS(t, tokenstest.Config{})
+	s := enlist(t, r.URL(), busy, nil).source(t, "a", spec(as.TokenURL()))
+	current := authorization(t, s)
+	seen, values := map[string]bool{current: true}, []string(nil)
+	for range bucketSize {
+		settled(t, db, 1)
+		place := places(t, db)[0]
+		value, err := db.Get(t.Context(), place).Result()
+		noErr(t, err)
+		if values = append(values, value); len(values) > 1 {
+			noErr(t, db.Set(t.Context(), place, values[0], time.Hour).Err())
+		}
+		tok, err := s.Replace(t.Context(), []byte(current))
+		noErr(t, err)
+		if current = string(tok.Authorization()); seen[current] {
+			t.Fatal("a token that the upstream refused is lent again")
+		}
+		seen[current] = true
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
+	"slices"
 	"strings"
 	"time"
 
@@ -15,6 +16,10 @@ import (
 // that ran out may be another's by now, and so may a token.
 const unlock = `if redis.call("GET", KEYS[1]) == ARGV[1] then return redis.call("DEL", KEYS[1]) end return 0`
 
+// rejectedKept is how many refused tokens are remembered: with one alone, who owns
+// the server could put the last but one back, and that one again, in turns.
+const rejectedKept = 8
+
 // turn is what one fetch has to do with the shared cache. Its methods are for
 // the goroutine of that fetch.
 type turn struct {
@@ -23,8 +28,9 @@ type turn struct {
 	secret      string
 	token, lock string // places
 	owner       string
-	held        bool // the lock is ours
-	busy        bool // the lock is another replica's
+	held        bool      // the lock is ours
+	busy        bool      // the lock is another replica's
+	until       time.Time // the end of the user's own token; zero for a token of the service
 }
 
 // Share makes the cache share its tokens through f, from the next fetch on; nil
@@ -35,7 +41,7 @@ func (c *Cache) Share(f *Fleet) { c.fleet.Store(f) }
 // one has a newer token, or is about to have it; then it fetches like anybody. What
 // is left to tell the others, it tells once the waiters have their answer.
 func (e *entry) travel(f *flight) {
-	t := e.turn()
+	t := e.turn(f)
 	if t == nil || !t.borrow(f) {
 		e.fly(f)
 	}
@@ -44,10 +50,20 @@ func (e *entry) travel(f *flight) {
 	}
 }
 
-// turn returns nil when there is nobody to share with.
-func (e *entry) turn() *turn {
+// turn returns nil when there is nobody to share with, or nothing.
+func (e *entry) turn(f *flight) *turn {
 	fleet := e.cache.fleet.Load()
-	if fleet == nil || e.id == (key{}) {
+	if fleet == nil {
+		return nil
+	}
+	id, until := e.id, time.Time{}
+	if e.user != nil {
+		e.mu.Lock() // held by the launch, until it is complete
+		who := f.who
+		e.mu.Unlock()
+		id, until = e.user.crowd.key.of(who), who.Expiry
+	}
+	if id == (key{}) {
 		return nil
 	}
 	secret, err := fleet.secret()
@@ -60,12 +76,12 @@ func (e *entry) turn() *turn {
 	if bad != nil {
 		return nil // fly says so
 	}
-	place, err := placeOf(secret, e.id, workload)
+	place, err := placeOf(secret, id, workload)
 	if err != nil {
 		return nil
 	}
 	return &turn{
-		fleet: fleet, entry: e, secret: secret, owner: rand.Text(),
+		fleet: fleet, entry: e, secret: secret, owner: rand.Text(), until: until,
 		token: fleet.cfg.Spec.Prefix + ":token:" + place, lock: fleet.cfg.Spec.Prefix + ":lock:" + place,
 	}
 }
@@ -82,7 +98,9 @@ func (t *turn) borrow(f *flight) bool {
 			t.fleet.observe(result)
 			f.got = granted{life: k.Life, refresh: k.Refresh, scope: k.Scope, at: k.At}
 			f.token, f.borrowed = newToken(e.cache.key, k.Access, k.At, k.Life, k.Scope), true
-			e.tell(e.land(f, nil, nil))
+			if r := e.land(f, nil, nil); e.user == nil {
+				e.tell(r)
+			}
 			return true
 		}
 		patience := coldPatience
@@ -154,6 +172,9 @@ func (t *turn) judge(value string, ttl time.Duration, now time.Time) (kept, stri
 	// server's, since those of two replicas may differ, and the sealed time,
 	// since who owns the server may store an old value again.
 	left := min(ttl, k.Life-max(now.Round(0).Sub(k.At), 0))
+	if !t.until.IsZero() {
+		left = min(left, t.until.Sub(now)) // no token outlives the proof that its user was there
+	}
 	if left <= 0 {
 		return kept{}, "expired"
 	}
@@ -234,12 +255,26 @@ func (t *turn) sealed(f *flight) ([]byte, time.Duration) {
 	return value, left
 }
 
-// refused reports whether an authorization is the last one that an upstream
+// reject remembers an authorization that an upstream refused. mu is held.
+func (e *entry) reject(authorization []byte) {
+	mark := e.cache.mark(authorization)
+	if i := e.rejection(mark); i >= 0 {
+		e.rejected = slices.Delete(e.rejected, i, i+1)
+	}
+	e.rejected = slices.Insert(e.rejected, 0, mark)
+	e.rejected = e.rejected[:min(len(e.rejected), rejectedKept)]
+}
+
+// refused reports whether an authorization is one of the last that an upstream
 // refused.
 func (e *entry) refused(authorization []byte) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return hmac.Equal(e.rejected, e.cache.mark(authorization))
+	return e.rejection(e.cache.mark(authorization)) >= 0
+}
+
+func (e *entry) rejection(mark []byte) int {
+	return slices.IndexFunc(e.rejected, func(m []byte) bool { return hmac.Equal(m, mark) })
 }
 
 // mark is the keyed hash by which a refused authorization is remembered.

@@ -13,9 +13,15 @@ import (
 	"github.com/go-jose/go-jose/v4"
 )
 
-// maxKeyID bounds the kid of a token. It is looked up and nothing else: never a
-// path, never part of a query.
-const maxKeyID = 256
+const (
+	// maxKeyID bounds the kid of a token. It is looked up and nothing else: never a
+	// path, never part of a query.
+	maxKeyID = 256
+	// maxClaims bounds the claims, and the header parameters. Issuers have a few
+	// dozen. Each costs more than a byte of a long one, and whoever forges a token
+	// has them read before anybody knows that it is forged.
+	maxClaims = 256
+)
 
 // InvalidTokenError is why a token proves no caller. It is for the log of the
 // operator: callers get the fixed text of a policy.Reason. It holds no part of
@@ -112,10 +118,12 @@ func tokenObject(b []byte, what string) (map[string]json.RawMessage, *InvalidTok
 	if !utf8.Valid(b) {
 		return nil, invalid("malformed", "its %s are not UTF-8", what)
 	}
-	fields, bad := object(b)
+	fields, bad := object(b, maxClaims)
 	switch {
 	case bad == nil:
 		return fields, nil
+	case bad.Code == "too_many_members":
+		return nil, invalid("too_big", "it has more than %d %s", maxClaims, what)
 	case bad.Code == "duplicate_member":
 		return nil, invalid("duplicate_member", "one of its %s is there twice", what)
 	}

@@ -85,7 +85,7 @@ func (r *ring) get(ctx context.Context) (*keySet, *Error) {
 			defer r.mu.Unlock()
 			return nil, r.fail.err.in(r.fail.next.Sub(now))
 		}
-		r.launch() //nolint:contextcheck // the fetch is shared: it must outlive the call that wanted it
+		r.launch()
 	}
 	flight := r.flight
 	r.mu.Unlock()
@@ -117,7 +117,7 @@ func (r *ring) renew(ctx context.Context, old *keySet) (*keySet, *Error) {
 			defer r.mu.Unlock()
 			return old, r.fail.err
 		}
-		r.launch() //nolint:contextcheck // as above
+		r.launch()
 	}
 	flight := r.flight
 	r.mu.Unlock()
@@ -161,8 +161,6 @@ func (r *ring) launch() {
 }
 
 // fly makes the fetch and lands its result.
-//
-//nolint:contextcheck // the fetch is shared: it must outlive the call that wanted it
 func (r *ring) fly(flight chan struct{}) {
 	ctx, cancel := context.WithTimeout(r.v.ctx, r.v.deadline)
 	defer cancel()
@@ -341,6 +339,19 @@ type IssuerStatus struct {
 	Failures  int    `json:"failures,omitzero"`
 	LastError string `json:"last_error,omitempty"`
 	Code      string `json:"last_error_code,omitempty"`
+}
+
+// Discover reads the issuer's keys, unless they are there, and says how they
+// stand. Errors are *Error.
+func (r *Rule) Discover(ctx context.Context) (IssuerStatus, error) {
+	ctx, cancel := context.WithTimeout(ctx, fetchDeadline)
+	defer cancel()
+	_, bad := r.ring.get(ctx)
+	st := r.ring.status()
+	if bad != nil {
+		return st, bad
+	}
+	return st, nil
 }
 
 func (r *ring) status() IssuerStatus {

@@ -30,6 +30,8 @@ type users struct {
 	limit  int64
 	count  atomic.Int64
 	shards [shardCount]shard
+	// holders knows the users by their tokens.
+	holders holders
 
 	mu      sync.Mutex // guards the sweeper
 	sweeper *time.Timer
@@ -45,7 +47,7 @@ type shard struct {
 }
 
 func newUsers(now func() time.Time) *users {
-	us := &users{now: now, limit: maxUsers}
+	us := &users{now: now, limit: maxUsers, holders: holders{m: map[string]*user{}}}
 	for i := range us.shards {
 		us.shards[i].byName = map[userName]*user{}
 	}

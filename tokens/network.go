@@ -17,8 +17,14 @@ import (
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
 )
 
-// maxPEM bounds a file of certificates: the system's whole bundle has about 220 kB.
-const maxPEM = 4 << 20
+const (
+	// maxPEM bounds a file of certificates: the system's whole bundle has about 220 kB.
+	maxPEM = 4 << 20
+	// pingAfter is how long an HTTP/2 connection is silent before it is asked
+	// whether it is alive, and idleConnection how long an unused one is kept and asked.
+	pingAfter      = 3 * time.Second
+	idleConnection = 30 * time.Second
+)
 
 // network holds the transports, one for each trust.
 type network struct {
@@ -187,6 +193,11 @@ func newTransport(conf *tls.Config, guarded bool) *http.Transport {
 		DisableCompression:     true,
 		MaxResponseHeaderBytes: 64 << 10,
 		MaxIdleConnsPerHost:    4,
-		IdleConnTimeout:        90 * time.Second,
+		// A connection whose other end is gone without a word takes all requests
+		// with it for as long as the system repeats itself, a quarter of an hour:
+		// with HTTP/2 they share it, and a deadline ends the request alone. So
+		// it is given up by the time that the first of them is.
+		HTTP2:           &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: fetchDeadline - pingAfter},
+		IdleConnTimeout: idleConnection,
 	}
 }

@@ -226,7 +226,7 @@ func (r *Resources) read(ctx context.Context, q question) (ResourceCheck, *Error
 		return ResourceCheck{}, unavailable("ca_unreadable", "the authorities of %s cannot be read from its ca file", q.url)
 	}
 	for _, from := range resourceURLs(q.url) {
-		body, bad := readDocument(ctx, base, from)
+		body, _, bad := get(ctx, base, from, "protected resource metadata", r.cfg.Now)
 		if bad != nil && bad.Status == http.StatusNotFound {
 			continue
 		}
@@ -249,26 +249,6 @@ func resourceURLs(resource string) []string {
 		return []string{root + path, root}
 	}
 	return []string{root}
-}
-
-// readDocument reads a public document, without following anything.
-func readDocument(ctx context.Context, base http.RoundTripper, from string) ([]byte, *Error) {
-	r, err := http.NewRequestWithContext(ctx, http.MethodGet, from, http.NoBody)
-	if err != nil {
-		return nil, refused("bad_request", "no request could be made of the upstream's url: correct it")
-	}
-	wants(r.Header)
-	resp, err := base.RoundTrip(r) // not a http.Client: no redirects, no cookies
-	if err != nil {
-		return nil, networkError(r.URL.Host, err)
-	}
-	defer func() { _ = resp.Body.Close() }()
-	if resp.StatusCode != http.StatusOK {
-		bad := refused(fmt.Sprintf("http_%d", resp.StatusCode), "%s answered %d for its protected resource metadata: want 200, and redirects are not followed", r.URL.Host, resp.StatusCode)
-		bad.Status = resp.StatusCode
-		return nil, bad
-	}
-	return readBody(r.URL.Host, resp)
 }
 
 // parseResource reads what the policy is compared with.
@@ -317,13 +297,20 @@ func quoted(words []string) []string {
 }
 
 // Discover finds out what the issuer's metadata says, so that Status shows
-// endpoint and method. It makes no token request, and with a token_url in the
-// policy no request at all. Errors are *Error.
+// endpoint and method; for an id_jag also that of the identity provider. It makes
+// no token request, and with a token_url in the policy no request at all. Errors
+// are *Error, of the first that fails.
 func (s *Source) Discover(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, fetchDeadline)
 	defer cancel()
-	if _, bad := s.entry.client.target(ctx); bad != nil {
-		return bad
+	var first *Error
+	for cl := s.entry.client; cl != nil; cl = cl.idp {
+		if _, bad := cl.target(ctx); first == nil {
+			first = bad
+		}
+	}
+	if first != nil {
+		return first
 	}
 	return nil
 }

@@ -80,7 +80,7 @@ func TestU4_ResourceMetadataIsComparedNotObeyed(t *testing.T) {
 		{"U2 another failure ends it", func(string) map[string]string {
 			return map[string]string{wellKnown + "/mcp": "broken", wellKnown: agrees}
 		}, policy.OAuth2{Issuer: issuer}, "http_500", "", 1},
-		{"no redirects", at(wellKnown+"/mcp", "redirect URL"+wellKnown), policy.OAuth2{Issuer: issuer}, "http_302", "", 1},
+		{"no redirects", at(wellKnown+"/mcp", "redirect URL"+wellKnown), policy.OAuth2{Issuer: issuer}, "redirect_refused", "", 1},
 		{"U4 another server", at(wellKnown+"/mcp", `{"resource": "URL/mcp", "authorization_servers": ["https://evil.example"]}`), policy.OAuth2{Issuer: issuer}, "", `"https://evil.example"`, 1},
 		{"U3 nearly the issuer", at(wellKnown+"/mcp", `{"resource": "URL/mcp", "authorization_servers": ["https://auth.example/"]}`), policy.OAuth2{Issuer: issuer}, "", "to which alone the credential goes", 1},
 		{"U1 another resource", at(wellKnown+"/mcp", `{"resource": "URL/mcp/", "authorization_servers": ["https://auth.example"]}`), policy.OAuth2{Issuer: issuer}, "", "set credential.oauth2.resource", 1},

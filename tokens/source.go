@@ -108,6 +108,24 @@ func (s *Source) Tried() bool { return s.entry.wasTried() }
 // is always true, as Tried is.
 func (s *Source) Ready() bool { return s.UserBound() || s.entry.alive(s.now()) != nil }
 
+// Stale reports whether an expired token is being lent (StaleGrace).
+func (s *Source) Stale() bool {
+	now, e := s.now(), s.entry
+	if s.grace <= 0 || e.alive(now) != nil {
+		return false
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return s.lends(now)
+}
+
+// lends is Stale with the entry's mu held.
+func (s *Source) lends(now time.Time) bool {
+	t, err := s.entry.current.Load(), s.entry.fail.err
+	return t != nil && err != nil && err.Kind == Unavailable && t != s.barred.Load() &&
+		!now.Before(t.expiry) && now.Before(t.expiry.Add(s.grace))
+}
+
 // Status is how a credential stands. Nothing in it is secret.
 type Status struct {
 	// Upstream is the handle's name.
@@ -156,22 +174,17 @@ type Status struct {
 	// NextTry are then those that all users share, and the rest is empty.
 	UserBound bool  `json:"user_bound,omitempty"`
 	Users     int64 `json:"users,omitzero"`
+	// IDP is what is asked first for an id_jag, from Endpoint to Audience.
+	IDP *Status `json:"idp,omitempty"`
 }
 
 // Status describes the credential for /status and the command line.
 func (s *Source) Status() Status {
-	e, o := s.entry, &s.entry.client.o
-	st := Status{
-		Upstream: s.name, Endpoint: o.TokenURL, AuthMethod: string(o.AuthMethod), ClientID: o.ClientID,
-		Scopes: slices.Clone(o.Scopes), Resource: o.Resource, Audience: o.Audience,
-	}
-	st.Issuer = o.Issuer
-	if o.Grant != policy.ClientCredentials {
-		st.Grant = string(o.Grant)
-	}
-	if at := e.client.last.Load(); at != nil {
-		st.Endpoint, st.AuthMethod = at.url, string(at.method)
-		st.Metadata, st.Offered = at.found.url, slices.Clone(at.found.methods)
+	e := s.entry
+	st := e.client.describe(s.name)
+	if e.client.idp != nil {
+		idp := e.client.idp.describe(s.name)
+		st.IDP = &idp
 	}
 	if e.crowd != nil {
 		e.crowd.describe(&st)
@@ -185,9 +198,25 @@ func (s *Source) Status() Status {
 	}
 	st.Tried, st.Fetching, st.Refresh = e.tried, e.flight != nil, e.wake.Round(0)
 	if f := e.fail; f.err != nil {
-		t := e.current.Load()
-		st.Stale = !st.Ready && t != nil && t != s.barred.Load() && f.err.Kind == Unavailable && s.now().Before(t.expiry.Add(s.grace))
+		st.Stale = s.lends(s.now())
 		st.Failures, st.LastError, st.Code, st.NextTry = f.count, f.err.Text, f.err.Code, f.next.Round(0)
+	}
+	return st
+}
+
+// describe says what is asked for, and where.
+func (cl *client) describe(upstream string) Status {
+	o := &cl.o
+	st := Status{
+		Upstream: upstream, Endpoint: o.TokenURL, AuthMethod: string(o.AuthMethod), ClientID: o.ClientID, Issuer: o.Issuer,
+		Scopes: slices.Clone(o.Scopes), Resource: o.Resource, Audience: o.Audience,
+	}
+	if o.Grant != policy.ClientCredentials {
+		st.Grant = string(o.Grant)
+	}
+	if at := cl.last.Load(); at != nil {
+		st.Endpoint, st.AuthMethod = at.url, string(at.method)
+		st.Metadata, st.Offered = at.found.url, slices.Clone(at.found.methods)
 	}
 	return st
 }

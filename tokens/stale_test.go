@@ -31,21 +31,32 @@ func TestStaleGraceIsLoggedOnce(t *testing.T) {
 				time.Sleep(100 * time.Millisecond)
 			}
 		}
+		strict := source(t, cache, "strict", res("a"))
 		lines := func() int { return strings.Count(log.String(), "is lent on (stale_grace)") }
 		lent()
-		if lines() != 0 {
+		if lines() != 0 || s.Stale() {
 			t.Errorf("want nothing said of a living token, got\n%s", log.String())
 		}
 		for outage := 1; outage <= 2; outage++ {
 			as.set(func(f *fake) { f.status = 503 })
-			time.Sleep(as.life)
+			time.Sleep(as.life - 2*callerCap)
+			if st := s.Status(); !st.Ready || st.Failures == 0 || st.Stale {
+				t.Errorf("want a living token whose refresh failed, and nothing stale, got %+v", st)
+			}
+			time.Sleep(2 * callerCap)
 			lent()
 			if lines() != outage || !strings.Contains(log.String(), `"upstream":"lenient"`) {
 				t.Errorf("want %d lines, got\n%s", outage, log.String())
 			}
+			if !s.Stale() || !s.Status().Stale || strict.Stale() || strict.Status().Stale {
+				t.Error("want it told of this upstream, and of no other")
+			}
 			as.set(func(f *fake) { f.status = 0 })
 			time.Sleep(callerCap)
 			lent()
+			if s.Stale() || s.Status().Stale {
+				t.Error("want it over")
+			}
 			time.Sleep(callerCap)
 		}
 		if strings.Contains(log.String(), canary) {

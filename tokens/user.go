@@ -7,14 +7,6 @@ import (
 	"time"
 )
 
-const (
-	// healPause and healPauseMax bound the fetches that one user's 401s can
-	// cause. The pause doubles, so that a user who brings the upstream to
-	// refuse it again and again leaves the upstream's bucket to the others.
-	healPause    = 5 * time.Second
-	healPauseMax = 5 * time.Minute
-)
-
 // user is one user's token for one credential: an entry that keeps no timer, is
 // dropped when idle, and knows for whom it asks.
 type user struct {
@@ -28,6 +20,7 @@ type user struct {
 	who    *Principal // nil once dropped; the entry's mu guards it
 	healed time.Time  // the last fetch for a 401; the entry's mu guards it
 	pause  time.Duration
+	filed  string // the fingerprint it is known by; the entry's mu guards it
 
 	// The shard's lock guards these.
 	used         time.Time
@@ -136,19 +129,6 @@ func (u *user) due() bool {
 	return true
 }
 
-// heal says whether one more fetch for a 401 is this user's to have. mu is held.
-func (u *user) heal(now time.Time) *Error {
-	if since := now.Sub(u.healed); !u.healed.IsZero() && since < u.pause {
-		err := &Error{Kind: Rejected, Code: "rejected_repeatedly", Text: "the upstream refuses one new token of the same user after another"}
-		return err.in(u.pause - since)
-	} else if u.healed.IsZero() || since > healPauseMax {
-		u.pause = healPause
-	} else {
-		u.pause = min(2*u.pause, healPauseMax)
-	}
-	return nil
-}
-
 // wipe forgets whom it was for. Calls that wait get what is under way.
 func (u *user) wipe() {
 	u.mu.Lock()
@@ -157,6 +137,7 @@ func (u *user) wipe() {
 	u.stopped = true
 	u.disarm()
 	u.current.Store(nil)
+	u.file(nil)
 }
 
 // UserBound reports whether each caller gets a token of its own: then CachedFor,
@@ -242,16 +223,13 @@ func (s *Source) ReplaceFor(ctx context.Context, mark string, rejected []byte) (
 	if u == nil || u.crowd != s.entry.crowd || !now.Before(u.until) {
 		return nil, subjectGone()
 	}
-	return u.replace(ctx, now, rejected, func(now time.Time) *Error {
-		if err := u.heal(now); err != nil {
-			return err
-		}
-		if err := s.bucket.take(now); err != nil {
-			return err
-		}
-		u.healed = now
-		return nil
-	})
+	return u.replace(ctx, now, rejected, s.healing(u))
+}
+
+// healing pays for a fetch that a user's 401 causes. The function is called with
+// the user's mu held.
+func (s *Source) healing(u *user) func(time.Time) *Error {
+	return func(now time.Time) *Error { return u.heal(now, s.bucket.take) }
 }
 
 // shown reports whether there is a token to exchange.

@@ -39,7 +39,7 @@ func TestO15_T8_T9_UserModel(t *testing.T) {
 	steps := rapid.SliceOfN(rapid.Custom(func(rt *rapid.T) userStep {
 		return userStep{
 			do: rapid.SampledFrom([]string{
-				"token", "token", "token", "cached", "herd", "everyone", "reject", "reject late", "sleep", "sleep", "sleep long",
+				"token", "token", "token", "cached", "herd", "everyone", "reject", "reject late", "evict", "evict late", "sleep", "sleep", "sleep long",
 				"up", "up", "down", "hang", "deny", "sick", "well", "latency", "life", "secret", "reload", "renew",
 			}).Draw(rt, "do"),
 			who: rapid.IntRange(0, modelUsers-1).Draw(rt, "who"), up: rapid.IntRange(0, modelSources-1).Draw(rt, "up"),
@@ -114,6 +114,9 @@ func (m *userModel) broken() string {
 	if n := m.cache.users.count.Load(); n != 0 {
 		m.blame("no leftover: %d users after Close", n)
 	}
+	if n := m.cache.known(); n != 0 {
+		m.blame("no leftover: %d users are known by a token after Close", n)
+	}
 	// Two credentials at two endpoints, and dropped ones that end by themselves.
 	if got := m.as.mostAtOnce(); got > 4*atOnce {
 		m.blame("no crowding: %d at once", got)
@@ -143,6 +146,10 @@ func (m *userModel) play(st userStep) {
 		m.reject(s, p, s.CachedFor(p))
 	case "reject late":
 		m.reject(s, p, m.last[at])
+	case "evict":
+		m.evict(s, s.CachedFor(p))
+	case "evict late":
+		m.evict(s, m.last[at])
 	case "sleep":
 		time.Sleep(st.wait)
 	case "sleep long":
@@ -165,6 +172,9 @@ func (m *userModel) play(st userStep) {
 	}
 	if n := m.cache.users.count.Load(); n > m.cache.users.limit {
 		m.blame("no crowding: %d users", n)
+	}
+	if n := m.cache.known(); int64(n) > m.cache.users.limit {
+		m.blame("no crowding: %d users known by their tokens", n)
 	}
 }
 
@@ -239,11 +249,23 @@ func (m *userModel) reject(s *Source, p *Principal, tok *Token) {
 		m.blame("no revenant: the rejected token came back for itself")
 	}
 	if err == nil {
-		m.mu.Lock()
-		defer m.mu.Unlock()
-		if m.rejected[string(tok.Authorization())] == 0 {
-			m.rejected[string(tok.Authorization())] = len(m.rejected) + 1
-		}
+		m.replaced(tok)
+	}
+}
+
+// evict tells of a rejection when the call is over. With the token dropped,
+// nobody gets it any more.
+func (m *userModel) evict(s *Source, tok *Token) {
+	if tok != nil && s.Evict(tok.Fingerprint()) {
+		m.replaced(tok)
+	}
+}
+
+func (m *userModel) replaced(tok *Token) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.rejected[string(tok.Authorization())] == 0 {
+		m.rejected[string(tok.Authorization())] = len(m.rejected) + 1
 	}
 }
 

@@ -73,6 +73,7 @@ func newApp(ctx context.Context, src *source, log zerolog.Logger, lines *logQueu
 		return nil, err
 	}
 	a.metrics.AccessLog(a.server.LogStats)
+	a.metrics.StaleTokens(a.stale)
 	a.reload = &reloader{src: src, app: a}
 	if err := a.reload.first(); err != nil {
 		a.tokens.Close()

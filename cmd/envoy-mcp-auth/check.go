@@ -48,9 +48,9 @@ func newCheck(st streams) *cobra.Command {
 		Long: "Reads the policy as serve would, secrets and certificates included, and names all faults at once with file, line\n" +
 			"and key. With --envoy it also reads an Envoy configuration (YAML or JSON) or the answer of\n" +
 			"/config_dump, and names each setting that would let a request past the policy. With --discover\n" +
-			"it asks every issuer for its metadata (RFC 8414), and every upstream with discover: true for its\n" +
-			"own (RFC 9728), and names where they differ from the policy; no token is asked for. Without, it\n" +
-			"asks nobody but secret stores.",
+			"it asks every issuer for its metadata (RFC 8414), those of callers also for their keys, and every\n" +
+			"upstream with discover: true for its own metadata (RFC 9728), and names where they differ from the\n" +
+			"policy; no token is asked for. Without, it asks nobody but secret stores.",
 		Example: "  envoy-mcp-auth check -c policy.yaml --envoy envoy.yaml",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -91,6 +91,62 @@ func TestCheckDiscover(t *testing.T) {
 	}
 }
 
+// U9, J5: the identity provider of an id_jag and the issuers of callers' tokens
+// are asked as well.
+func TestCheckDiscoversCallersAndIdentityProviders(t *testing.T) {
+	as, idp := tokenstest.Start(t, proxyClient()), tokenstest.Start(t, proxyClient())
+	file := policyFile(t, fmt.Sprintf(`version: 1
+callers:
+  people: {jwt: {issuer: %[1]q, audience: mcp}}
+  robots: {jwt: {issuer: %[1]q, audience: mcp, require_scopes: [robot]}}
+upstreams:
+  tools:
+    url: https://tools.example/mcp
+    callers: [people, robots]
+    credential:
+      oauth2:
+        token_url: %[2]q
+        grant: id_jag
+        client_id: proxy
+        client_secret: "${SECRET}"
+        idp: {issuer: %[1]q, client_id: proxy, client_secret: "${SECRET}", audience: %[3]q}
+`, idp.Issuer(), as.TokenURL(), as.Issuer()))
+	got := program(t, secretEnv(), "check", "--discover", "-c", file)
+	for _, want := range []string{
+		"discovered for tools\n  endpoint  " + as.TokenURL() + " (client_secret_basic, grant id_jag, client proxy)\n" +
+			" identity provider\n  issuer    " + idp.Issuer() + "\n  metadata  " + idp.URL() + "/.well-known/",
+		"  endpoint  " + idp.TokenURL() + " (client_secret_basic, grant token_exchange, client proxy)\n",
+		"discovered for callers people, robots\n  issuer    " + idp.Issuer() + "\n  keys      " + idp.JWKSURL() + " (", "ok: ",
+	} {
+		if !strings.Contains(got.out, want) {
+			t.Errorf("want %q in:\n%s", want, got.out)
+		}
+	}
+	if got.code != 0 || as.Requests()+idp.Requests() != 0 {
+		t.Errorf("want 0 and no token request, got %d:\n%s%s", got.code, got.out, got.err)
+	}
+	var report struct {
+		Discovered []struct {
+			Callers []string `json:"callers"`
+			IDP     struct{ Endpoint string }
+		} `json:"discovered"`
+	}
+	if err := json.Unmarshal([]byte(program(t, secretEnv(), "check", "--discover", "-c", file, "-o", "json").out), &report); err != nil ||
+		len(report.Discovered) != 2 || len(report.Discovered[1].Callers) != 2 || report.Discovered[0].IDP.Endpoint != idp.TokenURL() {
+		t.Errorf("want both as JSON, got %+v, %v", report, err)
+	}
+
+	idp.FailJWKS(tokenstest.HTML)
+	if got := program(t, secretEnv(), "check", "--discover", "-c", file); got.code != 1 || strings.Count(got.out, "  differs   ") != 1 {
+		t.Errorf("want the keys named, got %d:\n%s", got.code, got.out)
+	}
+	idp.FailJWKS("")
+	idp.EditMetadata(func(m map[string]any) { delete(m, "token_endpoint") })
+	if got := program(t, secretEnv(), "check", "--discover", "-c", file); got.code != 1 || strings.Count(got.out, "  differs   ") != 1 || !strings.Contains(got.out, "names no token endpoint") {
+		t.Errorf("want the identity provider's endpoint named, got %d:\n%s", got.code, got.out)
+	}
+}
+
 // The token command shows what is asked for, what came, and what it cannot ask for.
 func TestTokenShowsTheRequest(t *testing.T) {
 	as := tokenstest.Start(t, proxyClient())

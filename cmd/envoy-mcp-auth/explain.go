@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -18,7 +19,10 @@ type explanation struct {
 	Caller   string `json:"caller,omitempty"`
 	// Verify names the callers of whom the request's token may be, and how it
 	// would be verified. What follows holds if it is theirs.
-	Verify  []string       `json:"verify,omitempty"`
+	Verify []string `json:"verify,omitempty"`
+	// Tools says which tool rule decided about each call, and Notes what was left out.
+	Tools   []toolCall     `json:"tools,omitempty"`
+	Notes   []string       `json:"notes,omitempty"`
 	Reason  string         `json:"reason"`
 	Status  int            `json:"status"`
 	Text    string         `json:"text"`
@@ -26,6 +30,8 @@ type explanation struct {
 	Remove  []string       `json:"remove,omitempty"`
 	Kept    int            `json:"cookies_kept"`
 	Dropped int            `json:"cookies_dropped"`
+
+	as *policy.Caller // whose rights are looked at
 }
 
 type headerChange struct {
@@ -40,6 +46,10 @@ type explainFlags struct {
 	headers  []string
 	uriSAN   string
 	dnsSAN   string
+	method   string
+	body     string
+	scopes   []string
+	sent     []byte // what the file of body holds; nil without one
 	format   format
 }
 
@@ -52,11 +62,16 @@ func newExplain(st streams) *cobra.Command {
 			"token is fetched, and secrets are masked. A caller's access token is not verified here: the rest\n" +
 			"is shown as if it were good. The exit status is 0 when the request goes on, else 1.",
 		Example: "  envoy-mcp-auth explain -c policy.yaml --upstream protected_server \\\n" +
-			"    -H 'Authorization: Bearer mine' -H 'Cookie: session_id=1; tracking=2' --uri-san spiffe://company/litellm",
+			"    -H 'Authorization: Bearer mine' -H 'Cookie: session_id=1; tracking=2' --uri-san spiffe://company/litellm\n" +
+			"  echo '{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"tools/call\",\"params\":{\"name\":\"customer_lookup\"}}' |\n" +
+			"    envoy-mcp-auth explain -c policy.yaml --upstream user_aware_server --body - -H \"x-mcp-auth-key: $KEY\"",
 		Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
 			set, err := f.source.load()
 			if err != nil {
+				return err
+			}
+			if f.sent, err = readBody(f.body, os.Stdin); err != nil {
 				return err
 			}
 			ex, err := explain(set, &f)
@@ -76,6 +91,9 @@ func newExplain(st streams) *cobra.Command {
 	f.format.bind(cmd)
 	cmd.Flags().StringVar(&f.upstream, "upstream", "", "name of the upstream")
 	cmd.Flags().StringArrayVarP(&f.headers, "header", "H", nil, "a request header, 'Name: value'; may be given many times")
+	cmd.Flags().StringVar(&f.body, "body", "", "file with the request's body, or - for the standard input; needed where tool rules decide")
+	cmd.Flags().StringVar(&f.method, "method", "", "HTTP method (default POST with a body, else GET)")
+	cmd.Flags().StringArrayVar(&f.scopes, "scope", nil, "a scope of the caller's access token; may be given many times")
 	cmd.Flags().StringVar(&f.uriSAN, "uri-san", "", "URI subject alternative name of the client certificate Envoy verified")
 	cmd.Flags().StringVar(&f.dnsSAN, "dns-san", "", "DNS subject alternative name of it")
 	return cmd
@@ -97,12 +115,13 @@ func explain(set *policy.Set, f *explainFlags) (*explanation, error) {
 			Name: strings.ToLower(strings.TrimSpace(name)), Value: []byte(strings.TrimSpace(value)),
 		})
 	}
+	complete(&req, f.method, f.sent)
 	ex := &explanation{Upstream: f.upstream}
-	ex.decide(set, &req)
+	ex.decide(set, &req, f)
 	return ex, nil
 }
 
-func (ex *explanation) decide(set *policy.Set, req *policy.Request) {
+func (ex *explanation) decide(set *policy.Set, req *policy.Request, f *explainFlags) {
 	up, reason := set.Lookup(req)
 	if reason != policy.Allowed {
 		ex.end(nil, reason)
@@ -114,6 +133,10 @@ func (ex *explanation) decide(set *policy.Set, req *policy.Request) {
 		return
 	}
 	if reason = ex.authorize(up, req, &sc); reason != policy.Allowed {
+		ex.end(up, reason)
+		return
+	}
+	if reason = ex.govern(up, req, f); reason != policy.Allowed {
 		ex.end(up, reason)
 		return
 	}
@@ -137,10 +160,11 @@ func (ex *explanation) authorize(up *policy.Upstream, req *policy.Request, sc *p
 	if token == nil {
 		caller, reason := up.Authorize(req, sc)
 		if reason == policy.Allowed {
-			ex.Caller = caller.Name
+			ex.Caller, ex.as = caller.Name, caller
 		}
 		return reason
 	}
+	ex.as = candidates[0]
 	for _, c := range candidates {
 		j := c.JWT
 		ex.Verify = append(ex.Verify, fmt.Sprintf("%s if the token in %s is of %s, for %s (%s, %s)",
@@ -197,6 +221,7 @@ func (ex *explanation) text(w io.Writer) error {
 	if len(ex.Verify) > 0 {
 		b.WriteString("verify    nothing was sent, so the token was not verified; if it is good:\n")
 	}
+	ex.toolLines(&b)
 	fmt.Fprintf(&b, "decision  %s (%d): %s\n", ex.Reason, ex.Status, ex.Text)
 	for _, h := range ex.Set {
 		fmt.Fprintf(&b, "set       %s: %s    (%s)\n", h.Name, h.Value, h.Note)

@@ -79,16 +79,23 @@ func (q *logQueue) run() {
 	for {
 		select {
 		case line := <-q.lines:
-			_, _ = q.w.Write(line) // there is nobody to tell
+			q.write(line)
 		case <-tell.C:
 			q.tell(log)
 		case <-q.stop:
 			for len(q.lines) > 0 {
-				_, _ = q.w.Write(<-q.lines)
+				q.write(<-q.lines)
 			}
 			q.tell(log)
 			return
 		}
+	}
+}
+
+// write counts what a full disk, or a pipe without a reader, does not take.
+func (q *logQueue) write(line []byte) {
+	if _, err := q.w.Write(line); err != nil {
+		q.drop()
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"io"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -91,5 +92,25 @@ func TestRefusalsCannotFillTheDisk(t *testing.T) {
 	}
 	if dropped.Load() == 0 {
 		t.Error("what was left out is not counted")
+	}
+}
+
+// fullDisk takes nothing.
+type fullDisk struct{}
+
+func (fullDisk) Write([]byte) (int, error) { return 0, syscall.ENOSPC }
+
+// TestO10_WhatADiskDoesNotTakeIsCounted.
+func TestO10_WhatADiskDoesNotTakeIsCounted(t *testing.T) {
+	var lost atomic.Int64
+	q := newLogQueue(fullDisk{})
+	q.onDrop = func() { lost.Add(1) }
+	log := zerolog.New(q)
+	for range 10 {
+		log.Info().Msg("x")
+	}
+	q.flush()
+	if lost.Load() < 10 {
+		t.Errorf("want 10 lines counted, got %d", lost.Load())
 	}
 }

@@ -95,7 +95,7 @@ func launch(t *testing.T, text func(socket, admin, auth string) string) *running
 
 func (r *running) write(t *testing.T, text string) {
 	t.Helper()
-	if err := os.WriteFile(r.policy, []byte(text), 0o600); err != nil { //nolint:gosec // a temporary file
+	if err := os.WriteFile(r.policy, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -376,7 +376,7 @@ func TestSignalEndsACommandThatWaits(t *testing.T) {
 	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestSignalEndsACommandThatWaits$") //nolint:gosec // this program
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestSignalEndsACommandThatWaits$")
 	cmd.Env = append(os.Environ(), name+"="+pipe)
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)

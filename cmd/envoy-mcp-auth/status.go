@@ -86,3 +86,12 @@ func (a *app) expiries(yield func(upstream string, expiry time.Time)) {
 		}
 	}
 }
+
+// stale tells the metrics which upstreams are lent an expired token.
+func (a *app) stale(yield func(upstream string)) {
+	for _, s := range a.reload.sources() {
+		if s.Stale() {
+			yield(s.Name())
+		}
+	}
+}

@@ -39,8 +39,11 @@ func tokenEndpoint() *httptest.Server {
 	}))
 }
 
-// policyText is the policy of one side.
-func policyText(name, socket, admin, listen, backend, tokenURL string) string {
+// toolRules have the body of a call read.
+const toolRules = "\n    tools: {rules: [{names: [other]}, {names: [echo]}]}"
+
+// policyText is the policy of one side; more are further keys of its upstream.
+func policyText(name, socket, admin, listen, backend, tokenURL, more string) string {
 	return fmt.Sprintf(`version: 1
 server: {listen: "unix://%s", admin: %q}
 envoy: {listen: %q}
@@ -50,8 +53,8 @@ upstreams:
     url: http://%s/mcp
     callers: [anyone]
     cookies: {allow: [session]}
-    credential: {oauth2: {token_url: %q, client_id: bench, client_secret: "${BENCH_SECRET}"}}
-`, socket, admin, listen, name, backend, tokenURL)
+    credential: {oauth2: {token_url: %q, client_id: bench, client_secret: "${BENCH_SECRET}"}}%s
+`, socket, admin, listen, name, backend, tokenURL, more)
 }
 
 func benchEnv(name string) (string, bool) { return "bench", name == "BENCH_SECRET" }
@@ -70,7 +73,7 @@ func freeAddress(ctx context.Context) (string, error) {
 func compare(ctx context.Context, dir, binary string, opt options) error {
 	tokens := tokenEndpoint()
 	defer tokens.Close()
-	var addr [5]string // ours, empty, backend, admin, ours with the access log
+	var addr [6]string // ours, empty, backend, admin, ours with the access log, ours with tool rules
 	for i := range addr {
 		a, err := freeAddress(ctx)
 		if err != nil {
@@ -79,11 +82,13 @@ func compare(ctx context.Context, dir, binary string, opt options) error {
 		addr[i] = a
 	}
 	oursSocket, emptySocket := filepath.Join(dir, "ours.sock"), filepath.Join(dir, "empty.sock")
-	oursText := policyText("ours", oursSocket, addr[3], addr[0], addr[2], tokens.URL)
-	emptyText := policyText("empty", emptySocket, addr[3], addr[1], addr[2], tokens.URL)
+	oursText := policyText("ours", oursSocket, addr[3], addr[0], addr[2], tokens.URL, "")
+	emptyText := policyText("empty", emptySocket, addr[3], addr[1], addr[2], tokens.URL, "")
+	ruledText := policyText("ruled", oursSocket, addr[3], addr[5], addr[2], tokens.URL, toolRules)
 
 	file := filepath.Join(dir, "policy.yaml")
-	if err := os.WriteFile(file, []byte(oursText), 0o600); err != nil {
+	_, ruled, _ := strings.Cut(ruledText, "upstreams:\n")
+	if err := os.WriteFile(file, []byte(oursText+ruled), 0o600); err != nil {
 		return err
 	}
 	ours, err := start(filepath.Join(dir, "ours.log"), []string{"BENCH_SECRET=bench"}, binary, "serve", "-c", file)
@@ -103,7 +108,7 @@ func compare(ctx context.Context, dir, binary string, opt options) error {
 	if err := ours.waitReady(ctx, addr[3], 15*time.Second); err != nil {
 		return err
 	}
-	bootstrap, err := merged(oursText, emptyText, strings.Replace(oursText, addr[0], addr[4], 1), addr[2])
+	bootstrap, err := merged(oursText, emptyText, strings.Replace(oursText, addr[0], addr[4], 1), ruledText, addr[2])
 	if err != nil {
 		return err
 	}
@@ -115,14 +120,16 @@ func compare(ctx context.Context, dir, binary string, opt options) error {
 	return table(ctx, e.PID, opt,
 		side{"envoy-mcp-auth", ours.pid(), addr[0], "/ours/mcp"},
 		side{"envoy-mcp-auth with the access log", ours.pid(), addr[4], "/ours/mcp"},
+		side{"envoy-mcp-auth with tool rules", ours.pid(), addr[5], "/ruled/mcp"},
 		side{"empty ext_proc server", baseline.pid(), addr[1], "/empty/mcp"})
 }
 
 // merged is one Envoy with both sides' rendered configuration, and a listener
 // that answers 200 as their upstream. The empty server cannot set our mark, so
 // its side goes without the guard. Neither side sends its access log: a third
-// listener does, with calls that go by our server as well.
-func merged(ours, empty, logged, backend string) ([]byte, error) {
+// listener does, with calls that go by our server as well. A fourth has tool
+// rules, so that each body is read.
+func merged(ours, empty, logged, ruled, backend string) ([]byte, error) {
 	a, err := rendered(ours)
 	if err != nil {
 		return nil, err
@@ -135,8 +142,14 @@ func merged(ours, empty, logged, backend string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	t, err := rendered(ruled)
+	if err != nil {
+		return nil, err
+	}
 	dropLog(a)
 	dropLog(b)
+	dropLog(t)
+	rename(t, "mcp", "mcp_ruled")
 	rename(l, "mcp", "mcp_logged")
 	dropGuard(b)
 	rename(b, "envoy_mcp_auth", "empty_server")
@@ -151,8 +164,10 @@ func merged(ours, empty, logged, backend string) ([]byte, error) {
 	}
 	res, other := a["static_resources"].(map[string]any), b["static_resources"].(map[string]any) //nolint:forcetypeassert // rendered just now
 	third := l["static_resources"].(map[string]any)                                              //nolint:forcetypeassert // as above
-	res["listeners"] = slices.Concat(list(res["listeners"]), list(other["listeners"]), list(third["listeners"]), []any{upstream})
-	res["clusters"] = append(list(res["clusters"]), list(other["clusters"])...)
+	fourth := t["static_resources"].(map[string]any)                                             //nolint:forcetypeassert // as above
+	res["listeners"] = slices.Concat(list(res["listeners"]), list(other["listeners"]), list(third["listeners"]), list(fourth["listeners"]), []any{upstream})
+	// The first cluster of the fourth is the way to our server, which is there already.
+	res["clusters"] = slices.Concat(list(res["clusters"]), list(other["clusters"]), list(fourth["clusters"])[1:])
 	return yaml.Marshal(a)
 }
 
@@ -268,11 +283,11 @@ func measure(ctx context.Context, s side, envoyPID, connections, n int) (sample,
 	return sample{per(0), per(1)}, nil
 }
 
-func table(ctx context.Context, envoyPID int, opt options, ours, logged, baseline side) error {
+func table(ctx context.Context, envoyPID int, opt options, ours, logged, ruled, baseline side) error {
 	fmt.Printf("\nProcessor time per call, µs (medians of %d pairs of %d calls; one Envoy worker; rendered configuration)\n\n", opt.rounds, opt.requests)          //nolint:forbidigo // this is the output
 	fmt.Printf("| connections | envoy-mcp-auth | empty ext_proc server | ratio | min–max | Envoy with ours | Envoy with empty |\n|---|---|---|---|---|---|---|\n") //nolint:forbidigo // this is the output
 	for _, connections := range []int{8, 64} {
-		all := []side{ours, baseline, logged}
+		all := []side{ours, baseline, logged, ruled}
 		for _, s := range all { // warm up
 			if _, err := measure(ctx, s, envoyPID, connections, opt.requests/4); err != nil {
 				return err
@@ -291,6 +306,7 @@ func table(ctx context.Context, envoyPID int, opt options, ours, logged, baselin
 		}
 		row(strconv.Itoa(connections), samples[0], samples[1])
 		row(strconv.Itoa(connections)+", with the access log", samples[2], samples[1])
+		row(strconv.Itoa(connections)+", with tool rules", samples[3], samples[1])
 	}
 	return nil
 }

@@ -22,6 +22,7 @@ type Metrics struct {
 	decisions *prometheus.CounterVec
 	seconds   prometheus.Histogram
 	fetches   *prometheus.CounterVec
+	skew      *prometheus.GaugeVec
 	reloads   *prometheus.CounterVec
 	reloadOK  prometheus.Gauge
 	reloadAt  prometheus.Gauge
@@ -55,6 +56,10 @@ func New(version string, expiries func(yield func(upstream string, expiry time.T
 			Name: "mcp_auth_token_requests_total",
 			Help: "Requests to token endpoints by upstream (the first in the alphabet, when several share the token) and result.",
 		}, []string{"upstream", "result"}),
+		skew: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "mcp_auth_token_endpoint_clock_skew_seconds",
+			Help: "How far the clock of a token endpoint (Date header) was ahead of ours at its last answer; negative when behind.",
+		}, []string{"endpoint"}),
 		reloads: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "mcp_auth_config_reloads_total",
 			Help: "Attempts to put a changed policy in force, by result.",
@@ -81,7 +86,7 @@ func New(version string, expiries func(yield func(upstream string, expiry time.T
 		}, nil),
 		unlogged: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "mcp_auth_log_lines_dropped_total",
-			Help: "Log lines not written: refusals beyond 100 a second, or a reader of the log that is too slow.",
+			Help: "Log lines not written: refusals beyond 100 a second, a reader of the log that is too slow, or a disk that is full.",
 		}),
 	}
 	build := prometheus.NewGauge(prometheus.GaugeOpts{
@@ -89,7 +94,7 @@ func New(version string, expiries func(yield func(upstream string, expiry time.T
 		ConstLabels: prometheus.Labels{"version": version},
 	})
 	build.Set(1)
-	m.Registry.MustRegister(m.decisions, m.seconds, m.fetches, m.reloads, m.reloadOK, m.reloadAt, m.unlogged, m.stale, m.shared, m.sharedUp, build,
+	m.Registry.MustRegister(m.decisions, m.seconds, m.fetches, m.skew, m.reloads, m.reloadOK, m.reloadAt, m.unlogged, m.stale, m.shared, m.sharedUp, build,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	if expiries != nil {
 		m.Registry.MustRegister(expiryCollector{expiries, expiryDesc()})
@@ -132,6 +137,30 @@ func (m *Metrics) AccessLog(stats func() extproc.LogStats) {
 func (m *Metrics) Fetched(f tokens.Fetch) {
 	// One request counts once, however many upstreams share the token.
 	m.fetches.WithLabelValues(f.Upstreams[0], f.Result).Inc()
+	if f.Result == "ok" || f.Skew != 0 { // else there may have been no answer
+		m.skew.WithLabelValues(f.Endpoint).Set(f.Skew.Seconds())
+	}
+}
+
+// StaleTokens shows which upstreams are lent an expired token; each is asked at
+// each scrape. Call it once.
+func (m *Metrics) StaleTokens(each func(yield func(upstream string))) {
+	m.Registry.MustRegister(staleCollector{each, prometheus.NewDesc("mcp_auth_token_stale",
+		"Always 1: the upstream is lent an expired token (stale_grace) because its token endpoint is unavailable; absent otherwise.", []string{"upstream"}, nil)})
+}
+
+// staleCollector is like expiryCollector.
+type staleCollector struct {
+	each func(yield func(upstream string))
+	desc *prometheus.Desc
+}
+
+// Describe implements prometheus.Collector.
+func (c staleCollector) Describe(ch chan<- *prometheus.Desc) { ch <- c.desc }
+
+// Collect implements prometheus.Collector.
+func (c staleCollector) Collect(ch chan<- prometheus.Metric) {
+	c.each(func(upstream string) { ch <- prometheus.MustNewConstMetric(c.desc, prometheus.GaugeValue, 1, upstream) })
 }
 
 // LogDropped counts one log line that was not written.

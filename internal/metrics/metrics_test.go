@@ -19,7 +19,9 @@ func TestMetrics(t *testing.T) {
 	m.Decided(&extproc.Decision{Upstream: "a", Reason: policy.Allowed})
 	m.Decided(&extproc.Decision{Upstream: "a", Reason: policy.Allowed})
 	m.Decided(&extproc.Decision{Reason: policy.NoPolicy})
-	m.Fetched(tokens.Fetch{Upstreams: []string{"a", "b"}, Result: "ok"})
+	m.Fetched(tokens.Fetch{Upstreams: []string{"a", "b"}, Endpoint: "as.test", Result: "ok", Skew: -90 * time.Second})
+	m.Fetched(tokens.Fetch{Upstreams: []string{"b"}, Endpoint: "down.test", Result: "timeout"})
+	m.StaleTokens(func(yield func(string)) { yield("b") })
 	m.SharedCache("hit")
 	m.SharedCacheUp(true)
 	m.Reloaded(time.Unix(99, 0), nil)
@@ -41,17 +43,25 @@ mcp_auth_shared_cache_requests_total{result="hit"} 1
 # HELP mcp_auth_shared_cache_up 1 while the shared cache is used, 0 while each replica fetches its own tokens; absent without a shared_cache.
 # TYPE mcp_auth_shared_cache_up gauge
 mcp_auth_shared_cache_up 1
+# HELP mcp_auth_token_endpoint_clock_skew_seconds How far the clock of a token endpoint (Date header) was ahead of ours at its last answer; negative when behind.
+# TYPE mcp_auth_token_endpoint_clock_skew_seconds gauge
+mcp_auth_token_endpoint_clock_skew_seconds{endpoint="as.test"} -90
+# HELP mcp_auth_token_stale Always 1: the upstream is lent an expired token (stale_grace) because its token endpoint is unavailable; absent otherwise.
+# TYPE mcp_auth_token_stale gauge
+mcp_auth_token_stale{upstream="b"} 1
 # HELP mcp_auth_token_expiry_timestamp_seconds When the access token held for an upstream expires; absent while there is none.
 # TYPE mcp_auth_token_expiry_timestamp_seconds gauge
 mcp_auth_token_expiry_timestamp_seconds{upstream="a"} 1234
 # HELP mcp_auth_token_requests_total Requests to token endpoints by upstream (the first in the alphabet, when several share the token) and result.
 # TYPE mcp_auth_token_requests_total counter
 mcp_auth_token_requests_total{result="ok",upstream="a"} 1
+mcp_auth_token_requests_total{result="timeout",upstream="b"} 1
 `
 	if err := testutil.GatherAndCompare(m.Registry, strings.NewReader(want),
 		"mcp_auth_config_last_reload_success_timestamp_seconds", "mcp_auth_config_last_reload_successful",
 		"mcp_auth_shared_cache_requests_total", "mcp_auth_shared_cache_up",
-		"mcp_auth_decisions_total", "mcp_auth_token_expiry_timestamp_seconds", "mcp_auth_token_requests_total"); err != nil {
+		"mcp_auth_decisions_total", "mcp_auth_token_expiry_timestamp_seconds", "mcp_auth_token_requests_total",
+		"mcp_auth_token_endpoint_clock_skew_seconds", "mcp_auth_token_stale"); err != nil {
 		t.Error(err)
 	}
 	m.SharedCacheOff()

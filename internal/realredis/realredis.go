@@ -181,7 +181,7 @@ func (r *Redis) ready(ctx context.Context) error {
 
 // Client returns a client with the password; close it.
 func (r *Redis) Client() *redis.Client {
-	return redis.NewClient(&redis.Options{Addr: r.Addr, Password: r.cfg.Password, Protocol: 2, MaxRetries: -1, DialerRetries: 1})
+	return redis.NewClient(&redis.Options{Addr: r.Addr, Password: r.cfg.Password, Protocol: 2, MaxRetries: -1, DialerRetries: 1, ContextTimeoutEnabled: true})
 }
 
 // Socket is the path of its Unix socket.

@@ -22,7 +22,7 @@ One YAML file says which upstreams there are, who may call them, and what each o
 - **Secrets** are never in the file: a string with ` + "`${NAME}`, or `{env: NAME}`, `{file: PATH}`, `{vault: …}`, `{aws: …}` or `{gcp: …}`" + `;
   see [secret](#secret). Files and stores are read again while the program runs.
 - **Paths** start at the directory of the policy file.
-- **Durations** are written ` + "`1.5s`, `5m`, `24h`" + ` and are above zero.
+- **Durations** are written ` + "`1.5s`, `5m`, `24h`" + ` and are above zero. **Sizes** are whole numbers of ` + "`KiB` or `MiB`" + `.
 - **Defaults.** An upstream inherits each block of ` + "`defaults`" + ` that it does not set itself, as a whole.
 - **Reading again.** A changed file is in force within seconds, and at once on SIGHUP; one with faults changes nothing.
   ` + "`server.listen`, `server.admin`, `server.tls` and the `drain_` keys" + ` wait for the next start (certificate files themselves are followed). New names, URLs and what is
@@ -68,6 +68,9 @@ func sections() []*section {
 			return
 		case reflect.Map:
 			visit(t.Elem(), path+".NAME")
+			return
+		case reflect.Slice:
+			visit(t.Elem(), path+"[]")
 			return
 		case reflect.Struct:
 		default:
@@ -159,6 +162,8 @@ func plainType(t reflect.Type) string {
 		return "secret"
 	case reflect.TypeFor[policy.Duration]():
 		return "duration"
+	case reflect.TypeFor[policy.Size]():
+		return "size"
 	case reflect.TypeFor[policy.StringList]():
 		return "string or list"
 	case reflect.TypeFor[policy.StringOrFalse]():

@@ -14,6 +14,7 @@ import (
 const (
 	variablePattern = `\$\{[A-Za-z_][A-Za-z0-9_]*\}`
 	durationPattern = `^([0-9]+(\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h)(([0-9]+(\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h))*$|\$\{`
+	sizePattern     = `^[0-9]+[KM]iB$|\$\{`
 	namePattern     = `^[a-z0-9][a-z0-9_.-]{0,62}$`
 )
 
@@ -66,6 +67,8 @@ func union(t reflect.Type) *jsonschema.Schema {
 		return &jsonschema.Schema{Ref: "#/$defs/Secret"}
 	case reflect.TypeFor[policy.Duration]():
 		return &jsonschema.Schema{Type: "string", Pattern: durationPattern}
+	case reflect.TypeFor[policy.Size]():
+		return &jsonschema.Schema{Type: "string", Pattern: sizePattern}
 	case reflect.TypeFor[policy.StringList]():
 		return &jsonschema.Schema{OneOf: []*jsonschema.Schema{text(), {Type: "array", Items: text(), MinItems: new(uint64(1))}}}
 	case reflect.TypeFor[policy.StringOrFalse]():
@@ -153,11 +156,13 @@ func narrow(p *jsonschema.Schema, t reflect.Type) {
 	switch {
 	case t.Kind() == reflect.String && len(p.Enum) == 0:
 		p.MinLength = new(uint64(1))
-	case t.Kind() == reflect.Slice && p.Items != nil:
+	case t.Kind() == reflect.Slice && t.Elem().Kind() == reflect.String && p.Items != nil:
 		p.Items = text()
 		p.UniqueItems = true
 	case t.Kind() == reflect.Map && t.Elem().Kind() == reflect.String:
 		p.AdditionalProperties = text()
+	case t.Kind() == reflect.Map && t.Elem().Kind() == reflect.Slice:
+		p.AdditionalProperties = &jsonschema.Schema{Type: "array", Items: text(), MinItems: new(uint64(1)), UniqueItems: true}
 	case t.Kind() == reflect.Map:
 		p.PropertyNames = &jsonschema.Schema{Pattern: namePattern}
 	}

@@ -126,7 +126,7 @@ func settle(t *testing.T, tables ...*table) {
 		text = before + x.String() + after
 	}
 	if *write && !t.Failed() {
-		if err := os.WriteFile(page, []byte(text), 0o600); err != nil { //nolint:gosec // a fixed path, and what was read from it
+		if err := os.WriteFile(page, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -95,11 +95,11 @@ func issuer(ctx context.Context, server string) (string, error) {
 		return "", err
 	}
 	u.Path = "/.well-known/oauth-protected-resource" + u.Path
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil) //nolint:gosec // the suite's own server
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
 	if err != nil {
 		return "", err
 	}
-	resp, err := (&http.Client{Timeout: 10 * time.Second}).Do(req) //nolint:gosec // as above
+	resp, err := (&http.Client{Timeout: 10 * time.Second}).Do(req)
 	if err != nil {
 		return "", err
 	}
@@ -122,7 +122,7 @@ func call(ctx context.Context, endpoint, scenario string) error {
 	if strings.HasPrefix(scenario, "auth/") {
 		scenario = "initialize"
 	}
-	cmd := exec.CommandContext(ctx, os.Getenv(harnessClient), endpoint) //nolint:gosec // set by the test that started the suite
+	cmd := exec.CommandContext(ctx, os.Getenv(harnessClient), endpoint)
 	cmd.Stderr = os.Stderr
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), scenarioVariable + "=" + scenario}
 	if !strings.HasPrefix(os.Getenv(scenarioVariable), "auth/") {
