@@ -30,9 +30,13 @@ type sessionName [16]byte
 // made to share one, and it is no secret.
 type owner [16]byte
 
-// ownerOf names a caller, and of one with a token the issuer and the subject too.
-// Where two callers have one issuer, they are two principals: their keys may differ.
+// ownerOf names a caller, or the issuer and the subject of its token, whichever
+// caller of the policy that proves: with a broader token, a person goes on with
+// the session (rule A11).
 func ownerOf(caller, issuer, subject string) owner {
+	if issuer != "" {
+		caller = ""
+	}
 	var room [512]byte
 	b := room[:0]
 	for _, s := range [...]string{caller, issuer, subject} {

@@ -299,12 +299,15 @@ func TestWhatIsNoGift(t *testing.T) {
 // TestOwners: no two principals are one, wherever the border between their parts is.
 func TestOwners(t *testing.T) {
 	seen := map[owner]bool{}
-	all := [][3]string{{"a", "b", "c"}, {"ab", "", "c"}, {"a", "bc", ""}, {"a", "", "bc"}, {"a", "d", "c"}, {"a", "b", "d"}, {"d", "b", "c"}, {"a", "", ""}, {}}
+	all := [][3]string{{"a", "b", "c"}, {"ab", "", "c"}, {"a", "bc", ""}, {"a", "", "bc"}, {"a", "d", "c"}, {"a", "b", "d"}, {"a", "", ""}, {}}
 	for _, p := range all {
 		seen[ownerOf(p[0], p[1], p[2])] = true
 	}
 	if len(seen) != len(all) {
 		t.Errorf("want %d owners, got %d", len(all), len(seen))
+	}
+	if ownerOf("readers", "i", "s") != ownerOf("writers", "i", "s") {
+		t.Error("A11: want one principal for an issuer's subject, whichever caller its token proves")
 	}
 }
 

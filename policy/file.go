@@ -107,7 +107,7 @@ type UpstreamSpec struct {
 	Tools *ToolsSpec `yaml:"tools"`
 	// RetryOn401 lets Envoy repeat a call once, with a new token, when the upstream refused the old one.
 	RetryOn401 *bool `yaml:"retry_on_401" default:"true"`
-	// Sessions says whether an `Mcp-Session-Id` is good for the one principal alone that it was given to: a `jwt` caller's issuer and subject, else the caller. Several people behind one key, or behind a caller of kind `any`, are one principal. Write `off` for a server without sessions that gives everybody the same id.
+	// Sessions says whether an `Mcp-Session-Id` is good for the one principal alone that it was given to: a token's issuer and subject, else the caller. Several people behind one key, or behind a caller of kind `any`, are one principal. Write `off` for a server without sessions that gives everybody the same id.
 	Sessions string `yaml:"sessions" enum:"bind,off"`
 	// StaleGrace is how long an expired access token goes on being lent while the token endpoint cannot be reached, until the upstream refuses it. Left out, not at all.
 	StaleGrace Duration `yaml:"stale_grace"`

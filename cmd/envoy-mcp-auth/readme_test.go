@@ -68,25 +68,32 @@ func TestReadme(t *testing.T) {
 	if len(blocks) < 10 {
 		t.Fatalf("%d commands found in the README, want at least 10", len(blocks))
 	}
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "bash")
+	cmd.Dir = "../.."
+	cmd.Env = append(os.Environ(), "PATH="+filepath.Dir(realenvoy.Require(t))+":"+os.Getenv("PATH"), "TMPDIR="+t.TempDir())
+	runBlocks(t, "README", cmd, blocks)
+}
+
+// runBlocks runs the commands of a page one after the other, and compares what
+// each prints with what the page says. … stands for anything.
+func runBlocks(t *testing.T, page string, shell *exec.Cmd, blocks []block) {
+	t.Helper()
 	const mark = "--- next command ---"
 	var script strings.Builder
 	for _, b := range blocks {
 		fmt.Fprintf(&script, "%s\necho '%s'\n", b.command, mark)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, "bash")
-	cmd.Dir = "../.."
-	cmd.Stdin = strings.NewReader(script.String())
-	cmd.Env = append(os.Environ(), "PATH="+filepath.Dir(realenvoy.Require(t))+":"+os.Getenv("PATH"), "TMPDIR="+t.TempDir())
-	out, err := cmd.CombinedOutput()
+	shell.Stdin = strings.NewReader(script.String())
+	out, err := shell.CombinedOutput()
 	if err != nil {
-		t.Fatalf("%v: %s", err, out)
+		t.Fatalf("%s: %v: %s", page, err, out)
 	}
 	got := strings.Split(string(out), mark+"\n")
 	for i, b := range blocks {
 		if b.want != "…\n" && got[i] != b.want {
-			t.Errorf("$ %s\nprints:\n%s\nthe README says:\n%s", b.command, got[i], b.want)
+			t.Errorf("$ %s\nprints:\n%s\n%s says:\n%s", b.command, got[i], page, b.want)
 		}
 	}
 }

@@ -13,43 +13,40 @@ import (
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
 )
 
-// TestCallersDoc runs what docs/callers.md shows, as TestReadme does, and holds its
-// table of refusals to the code.
-func TestCallersDoc(t *testing.T) {
+// TestPages runs what the pages under docs show, as TestReadme does.
+func TestPages(t *testing.T) {
 	t.Parallel()
-	text, err := os.ReadFile("../../docs/callers.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	refusalsOf(t, string(text))
-	blocks := consoleBlocks(string(text))
-	if len(blocks) != 6 {
-		t.Fatalf("%d commands found, want 6", len(blocks))
-	}
 	bin := t.TempDir()
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	if out, err := exec.CommandContext(ctx, "go", "build", "-o", filepath.Join(bin, "envoy-mcp-auth"), ".").CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	const mark = "--- next command ---"
-	var script strings.Builder
-	for _, b := range blocks {
-		fmt.Fprintf(&script, "%s\necho '%s'\n", b.command, mark)
-	}
-	cmd := exec.CommandContext(ctx, "bash")
-	cmd.Stdin = strings.NewReader(script.String())
-	cmd.Env = append(os.Environ(), "PATH="+bin+":"+os.Getenv("PATH"), "TMPDIR="+t.TempDir())
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	got := strings.Split(string(out), mark+"\n")
-	for i, b := range blocks {
-		if got[i] != b.want {
-			t.Errorf("$ %s\nprints:\n%s\nthe page says:\n%s", b.command, got[i], b.want)
+	for page, commands := range map[string]int{"callers": 6, "tools": 8} {
+		text := readPage(t, page)
+		blocks := consoleBlocks(text)
+		if len(blocks) != commands {
+			t.Fatalf("%s: %d commands found, want %d", page, len(blocks), commands)
 		}
+		cmd := exec.CommandContext(ctx, "bash")
+		cmd.Env = append(os.Environ(), "PATH="+bin+":"+os.Getenv("PATH"), "TMPDIR="+t.TempDir())
+		runBlocks(t, page, cmd, blocks)
 	}
+}
+
+func readPage(t *testing.T, name string) string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join("../../docs", name+".md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// TestCallersRefusals holds the table of refusals of docs/callers.md to the code.
+func TestCallersRefusals(t *testing.T) {
+	t.Parallel()
+	refusalsOf(t, readPage(t, "callers"))
 }
 
 // refusalsOf compares the rows of the table with what the code answers where
