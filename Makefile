@@ -70,8 +70,8 @@ bench: ## Benchmarks, then processor time per call next to an empty ext_proc ser
 compare: ## Set the token cache beside others and write the tables of docs/tokens.md (about 5 minutes)
 	ENVOY="$$(tools/install envoy)" go test -count=1 -timeout 20m ./tokens/compare -write
 
-fuzz: ## Run every fuzz target for FUZZTIME (60s)
-	FUZZTIME=$(FUZZTIME) tools/fuzz
+fuzz: ## Run every fuzz target for FUZZTIME (60s; FUZZ="FuzzJWS …" for some)
+	FUZZTIME=$(FUZZTIME) tools/fuzz $(FUZZ)
 
 vuln: ## Look for known vulnerabilities in what the binary uses
 	tools/vuln
