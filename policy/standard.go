@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/base64"
 	"strconv"
+	"strings"
 	"unicode/utf8"
 )
 
@@ -25,7 +26,8 @@ type Standard struct {
 
 // ReadStandard reads them. It reports BadRequest when one is there twice, or may
 // be two that were joined (rule H7), and HeaderMismatch for an Mcp-Name that
-// cannot be decoded (rule H3).
+// cannot be decoded (rule H3). A spelling with an underscore, which servers behind
+// CGI's names of headers take for this one, counts as a second.
 func ReadStandard(r *Request, into *Standard) Reason {
 	*into = Standard{Length: -1}
 	var name, length []byte
@@ -34,7 +36,7 @@ func ReadStandard(r *Request, into *Standard) Reason {
 		if slot == nil {
 			continue
 		}
-		if *slot != nil {
+		if *slot != nil || strings.IndexByte(r.Headers[i].Name, '_') >= 0 {
 			return BadRequest
 		}
 		*slot = present(trim(r.Headers[i].Value))
@@ -66,24 +68,25 @@ func standardHeaders() []string {
 	}
 }
 
-// slot returns where the value of a header goes, nil for one that says nothing here.
+// slot returns where the value of a header goes, however it is spelled, nil for
+// one that says nothing here.
 func (h *Standard) slot(header string, name, length *[]byte) *[]byte {
 	switch {
-	case equal(header, ":method", strict):
+	case equal(header, ":method", loose):
 		return &h.Verb
-	case equal(header, "content-length", strict):
+	case equal(header, "content-length", loose):
 		return length
-	case equal(header, "content-type", strict):
+	case equal(header, "content-type", loose):
 		return &h.Type
-	case equal(header, "content-encoding", strict):
+	case equal(header, "content-encoding", loose):
 		return &h.Encoding
-	case equal(header, "mcp-method", strict):
+	case equal(header, "mcp-method", loose):
 		return &h.Method
-	case equal(header, "mcp-name", strict):
+	case equal(header, "mcp-name", loose):
 		return name
-	case equal(header, "mcp-protocol-version", strict):
+	case equal(header, "mcp-protocol-version", loose):
 		return &h.Version
-	case equal(header, "mcp-session-id", strict):
+	case equal(header, "mcp-session-id", loose):
 		return &h.Session
 	}
 	return nil
@@ -123,10 +126,22 @@ func (h *Standard) Bodied() bool {
 	if !bytes.EqualFold(trim(media), []byte("application/json")) {
 		return false
 	}
-	// The one parameter that changes what bytes mean.
-	_, charset, found := bytes.Cut(bytes.ToLower(params), []byte("charset="))
-	charset, _, _ = bytes.Cut(charset, []byte{';'})
-	return !found || string(bytes.Trim(charset, "\" \t")) == "utf-8"
+	return inUTF8(params)
+}
+
+// inUTF8 reports whether the parameters of a media type leave a body in UTF-8.
+// Servers differ on which of two charsets counts, and on blanks and quotes, and
+// some decode UTF-7, in which a harmless text is another call. So the word must
+// not be there but as a whole parameter of the one value.
+func inUTF8(params []byte) bool {
+	params = bytes.ToLower(params)
+	odd := bytes.Count(params, []byte("charset"))
+	for p := range bytes.SplitSeq(params, []byte{';'}) {
+		if p = trim(p); string(p) == "charset=utf-8" || string(p) == `charset="utf-8"` {
+			odd--
+		}
+	}
+	return odd == 0
 }
 
 // Modern reports whether the version is one whose servers compare the standard

@@ -179,6 +179,8 @@ func TestReadStandard(t *testing.T) {
 		"two lengths":                      {[]string{"content-length", "1", "content-length", "1"}, BadRequest, "", ""},
 		"a length that is none":            {[]string{"content-length", "-1"}, BadRequest, "", ""},
 		"two encodings joined":             {[]string{"content-encoding", "identity, gzip"}, BadRequest, "", ""},
+		"a method in a spelling of CGI":    {[]string{"mcp-method", "tools/list", "mcp_method", "tools/call"}, BadRequest, "", ""},
+		"a version in a spelling of CGI":   {[]string{"mcp-protocol-version", "2026-07-28", "mcp_protocol-version", "2025-11-25"}, BadRequest, "", ""},
 		"an empty second name is a second": {[]string{"mcp-name", "", "mcp-name", "a"}, BadRequest, "", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -198,15 +200,22 @@ func TestBodied(t *testing.T) {
 		kind, encoding string
 		want           bool
 	}{
-		"JSON":               {"application/json", "", true},
-		"with a charset":     {"Application/JSON; Charset=\"UTF-8\"", "", true},
-		"identity":           {"application/json", "Identity", true},
-		"S4 gzip":            {"application/json", "gzip", false},
-		"S4 text":            {"text/plain", "", false},
-		"S4 no type":         {"", "", false},
-		"S4 another charset": {"application/json; charset=utf-16", "", false},
-		"a longer type":      {"application/json-seq", "", false},
-		"a form":             {"multipart/form-data", "", false},
+		"JSON":                                  {"application/json", "", true},
+		"with a charset":                        {"Application/JSON; Charset=\"UTF-8\"", "", true},
+		"identity":                              {"application/json", "Identity", true},
+		"S4 gzip":                               {"application/json", "gzip", false},
+		"S4 text":                               {"text/plain", "", false},
+		"S4 no type":                            {"", "", false},
+		"S4 another charset":                    {"application/json; charset=utf-16", "", false},
+		"S4 a charset behind another":           {"application/json; charset=utf-8; charset=utf-7", "", false},
+		"S4 a charset with a blank in it":       {"application/json; charset =utf-7", "", false},
+		"S4 a charset behind one in quotes":     {`application/json; x="charset=utf-8"; charset=utf-7`, "", false},
+		"S4 a charset behind the end of a name": {"application/json; x-charset=utf-8; charset=utf-7", "", false},
+		"S4 a charset with an escape":           {`application/json; charset="utf\-8"`, "", false},
+		"S4 a charset of RFC 8187":              {"application/json; charset*=utf-7", "", false},
+		"with another parameter":                {"application/json; profile=x; charset=utf-8 ;", "", true},
+		"a longer type":                         {"application/json-seq", "", false},
+		"a form":                                {"multipart/form-data", "", false},
 	} {
 		h := Standard{Type: []byte(tc.kind), Encoding: []byte(tc.encoding)}
 		if got := h.Bodied(); got != tc.want {
