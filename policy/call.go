@@ -21,6 +21,7 @@ var (
 	errMembers   = fmt.Errorf("an object that decides has more than %d members", maxMembers)
 	errCalls     = fmt.Errorf("it has more than %d messages", maxCalls)
 	errNoCall    = errors.New("it is no JSON-RPC 2.0 message, nor a list of them")
+	errMethod    = errors.New("its method is no text of 1 to 2048 bytes without control characters, and without blanks around it")
 	errTarget    = errors.New("its params do not name what it is about, as a text of 1 to 2048 bytes without control characters, and without blanks around it")
 )
 
@@ -151,8 +152,8 @@ func (m *message) member(s *scanner, key string) (err error) {
 		m.version = string(v) == "2.0"
 	case "method":
 		m.call.Method, err = s.text()
-		if err == nil && len(m.call.Method) == 0 {
-			err = errNoCall
+		if err == nil && !isTarget(m.call.Method) {
+			err = errMethod
 		}
 	case "id":
 		m.call.ID, err = identifier(s)
@@ -257,8 +258,11 @@ func (p *params) target(method string) ([]byte, error) {
 	case "tasks/get", "tasks/result", "tasks/cancel", "tasks/update":
 		v = p.task
 	case "completion/complete":
+		// The type of the ref says which one the server looks at.
 		if v = p.refName; v == nil {
 			v = p.refURI
+		} else if p.refURI != nil {
+			return nil, errTarget
 		}
 	default:
 		return nil, nil
