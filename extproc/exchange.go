@@ -115,6 +115,11 @@ func (x *exchange) resume(ctx context.Context) policy.Reason {
 	if r := x.governBody(); r != policy.Allowed {
 		return r
 	}
+	// A caller may take its time with a body, and whose the session is was perhaps
+	// not known before.
+	if r := x.lookUpSession(ctx); r != policy.Allowed {
+		return r
+	}
 	return x.grant(ctx)
 }
 

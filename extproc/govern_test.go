@@ -217,6 +217,7 @@ func TestFilterAsProof(t *testing.T) {
 	}{
 		"permitted":                   {post(), says("mcp_ok", "tools/call", map[string]any{"name": "read"}), policy.Allowed},
 		"S7 denied":                   {post(), says("mcp_ok", "tools/call", map[string]any{"name": "drop"}), policy.ToolDenied},
+		"a method with a blank":       {post(), says("mcp_ok", "tools/call ", nil), policy.ToolUnproved},
 		"a list":                      {post(), says("mcp_ok", "tools/list", nil), policy.Allowed},
 		"a response":                  {post(), says("mcp_ok", "__jsonrpc_response", nil), policy.Allowed},
 		"a completion, without a ref": {post(), says("mcp_ok", "completion/complete", nil), policy.Allowed},
@@ -286,6 +287,49 @@ func TestVerdictStandsOnARetry(t *testing.T) {
 	}
 }
 
+// meanwhile is a stream on which something happens before its second message.
+type meanwhile struct {
+	*stream
+	do   func()
+	seen int
+}
+
+func (m *meanwhile) RecvMsg(msg any) error {
+	if m.seen++; m.seen == 2 {
+		m.do()
+	}
+	return m.stream.RecvMsg(msg)
+}
+
+// TestA11_ABodyThatComesLate: who had a session as its first user must not keep a
+// request of it open, and go on when its owner is known.
+func TestA11_ABodyThatComesLate(t *testing.T) {
+	r := newSessionRig(t)
+	r.reload(t, sessionPolicy()+"  ruled: {url: 'https://ruled.test/mcp', tools: {rules: [{names: [read]}]}}\n")
+	late := func(caller, id string, do func()) string {
+		s := newStream(t, []string{"ruled"}, headersRequest(nil, nil, ":method", "POST", "content-type", "application/json",
+			"x-mcp-auth-key", caller, "mcp-session-id", id), bodyRequest(callOf("read")))
+		if err := r.Process(&meanwhile{stream: s, do: do}); err != nil {
+			t.Fatal(err)
+		}
+		return reasonOf(s.sent[len(s.sent)-1])
+	}
+	if got := late("bob", "s", func() {}); got != "allowed" {
+		t.Fatalf("the first user: got %s", got)
+	}
+	get := headersRequest(nil, nil, ":method", "GET", "x-mcp-auth-key", "alice")
+	get.GetRequestHeaders().EndOfStream = true
+	owned := func() {
+		r.report(t, answered(200, corev3.RequestMethod_POST, described(r.call(t, "ruled", get)), "", "s"))
+	}
+	if got := late("bob", "s", owned); got != "session_mismatch" {
+		t.Errorf("after the log's word: got %s", got)
+	}
+	if got := late("alice", "s", func() {}); got != "allowed" {
+		t.Errorf("the owner: got %s", got)
+	}
+}
+
 // TestE1OrderOfParts: what was not asked for is an error of the stream, and so is
 // an end while a body is awaited.
 func TestE1OrderOfParts(t *testing.T) {
@@ -339,6 +383,16 @@ func TestBodyMemoryIsNotKept(t *testing.T) {
 	m.shrink()
 	if cap(m.buf) > kept || m.body != nil {
 		t.Errorf("%d bytes are kept", cap(m.buf))
+	}
+}
+
+// TestCallsOfABadBodyAreNotKept: they alias a body, which would stay with the pool.
+func TestCallsOfABadBodyAreNotKept(t *testing.T) {
+	tools := policy.Tools{MaxBody: 4096}
+	room := make([]policy.Call, 0, 4)
+	_, reason, _ := tools.ByBody(&policy.Standard{}, []byte("["+callOf("read")+",{}]"), room)
+	if got := room[:1][0]; reason != policy.ToolUnproved || got.Method != nil {
+		t.Errorf("%v: %q is kept", reason, got.Method)
 	}
 }
 

@@ -47,7 +47,9 @@ func (t *Tools) ByBody(h *Standard, body []byte, into []Call) ([]Call, Reason, e
 	into, err := ParseCalls(body, into)
 	switch {
 	case err != nil:
-		return into[:before], ToolUnproved, err // what was read of it proves nothing
+		// What was read of it proves nothing, and must not keep the body in memory.
+		clear(into[before:])
+		return into[:before], ToolUnproved, err
 	case !h.Agree(into):
 		return into, HeaderMismatch, nil
 	}
@@ -60,7 +62,7 @@ func (t *Tools) ByBody(h *Standard, body []byte, into []Call) ([]Call, Reason, e
 // where a rule is about it.
 func (t *Tools) ByHeaders(h *Standard, into []Call) ([]Call, Reason) {
 	c := Call{Method: h.Method, Version: h.Version}
-	if !Modern(h.Version) || len(h.Method) == 0 {
+	if !Modern(h.Version) || !isTarget(h.Method) {
 		return into, ToolUnproved
 	}
 	switch {
@@ -78,7 +80,7 @@ func (t *Tools) ByHeaders(h *Standard, into []Call) ([]Call, Reason) {
 // ByFilter appends the call that Envoy's mcp filter read. The filter compares the
 // headers with it for modern requests only, so that they are compared here for all.
 func (t *Tools) ByFilter(h *Standard, f *Filtered, into []Call) ([]Call, Reason) {
-	if len(f.Method) == 0 {
+	if !isTarget(f.Method) {
 		return into, ToolUnproved
 	}
 	c := Call{Method: f.Method}
