@@ -275,6 +275,10 @@ func (p *params) target(method string) ([]byte, error) {
 
 // isTarget refuses what a server may trim or cut off, and then run another tool.
 func isTarget(v []byte) bool {
-	return len(v) > 0 && len(v) <= maxTarget && len(bytes.TrimSpace(v)) == len(v) &&
+	return len(v) > 0 && len(v) <= maxTarget && len(bytes.TrimFunc(v, isTrimmed)) == len(v) &&
 		!bytes.ContainsFunc(v, unicode.IsControl)
 }
+
+// isTrimmed reports whether some language's trim takes r off: JavaScript's takes
+// U+FEFF for a blank.
+func isTrimmed(r rune) bool { return unicode.IsSpace(r) || r == '\ufeff' }

@@ -116,6 +116,7 @@ func TestParseCallsRefuses(t *testing.T) {
 		"a name with a NUL":              tool(`{"name":"read\u0000delete"}`),
 		"a name with a blank before it":  tool(`{"name":" read"}`),
 		"a name with a wide blank":       tool(`{"name":"read\u00a0"}`),
+		"a name with a mark JS trims":    tool(`{"name":"read\ufeff"}`),
 		"a name with half a pair":        tool(`{"name":"read\ud83d"}`),
 		"a name with the second half":    tool(`{"name":"read\ude00"}`),
 		"a name with two first halves":   tool(`{"name":"\ud83d\ud83d"}`),
