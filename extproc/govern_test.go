@@ -180,6 +180,7 @@ func TestH4HeadersAsProof(t *testing.T) {
 		"S7 denied":                          {with("mcp-method", "tools/call", "mcp-name", "drop"), policy.ToolDenied},
 		"H1 no method":                       {modern, policy.ToolUnproved},
 		"H1 no name":                         {with("mcp-method", "tools/call"), policy.ToolUnproved},
+		"a URI that a server may shorten":    {with("mcp-method", "resources/read", "mcp-name", "crm://public/../secret"), policy.ToolUnproved},
 		"a name that a server may trim":      {with("mcp-method", "tools/call", "mcp-name", "=?base64?cmVhZCA=?="), policy.ToolUnproved},
 		"H4 an older version":                {[]string{"mcp-protocol-version", "2025-11-25", "mcp-method", "tools/call", "mcp-name", "read"}, policy.ToolUnproved},
 		"H4 a version nobody knows":          {[]string{"mcp-protocol-version", "2027-01-01", "mcp-method", "tools/call", "mcp-name", "read"}, policy.ToolUnproved},
@@ -217,6 +218,7 @@ func TestFilterAsProof(t *testing.T) {
 	}{
 		"permitted":                   {post(), says("mcp_ok", "tools/call", map[string]any{"name": "read"}), policy.Allowed},
 		"S7 denied":                   {post(), says("mcp_ok", "tools/call", map[string]any{"name": "drop"}), policy.ToolDenied},
+		"a URI with dots":             {post(), says("mcp_ok", "resources/read", map[string]any{"uri": "crm://public/../secret"}), policy.ToolUnproved},
 		"a method with a blank":       {post(), says("mcp_ok", "tools/call ", nil), policy.ToolUnproved},
 		"a list":                      {post(), says("mcp_ok", "tools/list", nil), policy.Allowed},
 		"a response":                  {post(), says("mcp_ok", "__jsonrpc_response", nil), policy.Allowed},

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"strings"
 	"unicode"
 	"unicode/utf8"
 )
@@ -22,7 +23,7 @@ var (
 	errCalls     = fmt.Errorf("it has more than %d messages", maxCalls)
 	errNoCall    = errors.New("it is no JSON-RPC 2.0 message, nor a list of them")
 	errMethod    = errors.New("its method is no text of 1 to 2048 bytes without control characters, and without blanks around it")
-	errTarget    = errors.New("its params do not name what it is about, as a text of 1 to 2048 bytes without control characters, and without blanks around it")
+	errTarget    = errors.New("its params do not name what it is about, as a text of 1 to 2048 bytes without control characters, without blanks around it, and for a URI without . and .. as segments")
 )
 
 // Call is what one JSON-RPC message of a body asks for. Its bytes may alias the body.
@@ -267,11 +268,48 @@ func (p *params) target(method string) ([]byte, error) {
 	default:
 		return nil, nil
 	}
-	if !isTarget(v) {
+	if !isTargetOf(method, v) {
 		return nil, errTarget
 	}
 	return v, nil
 }
+
+// isTargetOf is isTarget, and for what names a resource refuses a URI that a
+// server makes another one of.
+func isTargetOf(method string, v []byte) bool {
+	uri := strings.HasPrefix(method, "resources/") || method == "completion/complete"
+	return isTarget(v) && (!uri || !isShortened(v))
+}
+
+// isShortened finds the segments . and .. in a URI, however they are escaped. Most
+// parsers of URLs take them off, and then crm://public/../x is none of
+// crm://public/*.
+func isShortened(uri []byte) bool {
+	segment, dots := true, 0 // whether only dots were seen since a separator
+	for i := 0; i < len(uri); i++ {
+		c := uri[i]
+		if c == '%' && i+2 < len(uri) {
+			if v := unhex(uri[i+1])<<4 | unhex(uri[i+2]); v < utf8.RuneSelf { // it is no hex otherwise, or no separator
+				c = v
+				i += 2
+			}
+		}
+		switch c {
+		case '.':
+			dots++
+		case '/', '\\', '?', '#':
+			if segment && isDots(dots) {
+				return true
+			}
+			segment, dots = true, 0
+		default:
+			segment = false
+		}
+	}
+	return segment && isDots(dots)
+}
+
+func isDots(n int) bool { return n == 1 || n == 2 }
 
 // isTarget refuses what a server may trim or cut off, and then run another tool.
 func isTarget(v []byte) bool {

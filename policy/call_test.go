@@ -106,6 +106,8 @@ func TestParseCallsRefuses(t *testing.T) {
 		"an empty method":                `{"jsonrpc":"2.0","id":1,"method":""}`,
 		"a method with a blank":          `{"jsonrpc":"2.0","id":1,"method":"tools/call "}`,
 		"a method with a NUL":            `{"jsonrpc":"2.0","id":1,"method":"tools/call\u0000"}`,
+		"a URI with dots":                `{"jsonrpc":"2.0","id":1,"method":"resources/read","params":{"uri":"crm://public/../delete"}}`,
+		"a URI with dots, a completion":  `{"jsonrpc":"2.0","id":1,"method":"completion/complete","params":{"ref":{"uri":"crm://public/../delete"}}}`,
 		"a completion of two":            `{"jsonrpc":"2.0","id":1,"method":"completion/complete","params":{"ref":{"type":"ref/resource","uri":"x:delete","name":"read"}}}`,
 		"params by position":             tool(`["read"]`),
 		"no params":                      `{"jsonrpc":"2.0","id":1,"method":"tools/call"}`,
@@ -171,5 +173,32 @@ func BenchmarkParseCalls(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+// TestIsShortened holds which URIs a server makes another one of.
+func TestIsShortened(t *testing.T) {
+	for uri, want := range map[string]bool{
+		"crm://public/a":           false,
+		"crm://public/..a/b..":     false,
+		"crm://public/a.b/...":     false,
+		"crm://public/%41.txt":     false,
+		"crm://public/%":           false,
+		"":                         false,
+		"crm://public/../secret":   true,
+		"crm://public/..":          true,
+		"crm://public/./a":         true,
+		"crm://public/..?x":        true,
+		"crm://public/..#x":        true,
+		`file:///public\..\secret`: true,
+		"crm://public/%2e%2E/x":    true,
+		"crm://public/.%2e/x":      true,
+		"crm://public/a%2f..%5Cx":  true,
+		"crm://public/%/../x":      true,
+		"crm://public/%4/../x":     true,
+	} {
+		if got := isShortened([]byte(uri)); got != want {
+			t.Errorf("%q: got %v, want %v", uri, got, want)
+		}
 	}
 }

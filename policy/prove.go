@@ -67,7 +67,7 @@ func (t *Tools) ByHeaders(h *Standard, into []Call) ([]Call, Reason) {
 	}
 	switch {
 	case named(&c):
-		if !isTarget(h.Name) {
+		if !isTargetOf(string(c.Method), h.Name) {
 			return into, ToolUnproved
 		}
 		c.Target = h.Name
