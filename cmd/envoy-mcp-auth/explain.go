@@ -48,6 +48,8 @@ type explainFlags struct {
 	dnsSAN   string
 	method   string
 	body     string
+	request  string
+	recorded *recorded // what the file of request holds; nil without one
 	scopes   []string
 	sent     []byte // what the file of body holds; nil without one
 	format   format
@@ -58,20 +60,22 @@ func newExplain(st streams) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "explain",
 		Short: "Show the decision for one request, and the exact header changes",
-		Long: "Decides about a request given as headers, and shows what would change. Nothing is sent, no\n" +
-			"token is fetched, and secrets are masked. A caller's access token is not verified here: the rest\n" +
-			"is shown as if it were good. The exit status is 0 when the request goes on, else 1.",
+		Long: "Decides about a request, given as headers and body or as a file in which it was recorded, and\n" +
+			"shows what would change. Nothing is sent, no token is fetched, and secrets are masked. A caller's\n" +
+			"access token is not verified here: the rest is shown as if it were good. The exit status is 0\n" +
+			"when the request goes on, else 1.",
 		Example: "  envoy-mcp-auth explain -c policy.yaml --upstream protected_server \\\n" +
 			"    -H 'Authorization: Bearer mine' -H 'Cookie: session_id=1; tracking=2' --uri-san spiffe://company/litellm\n" +
 			"  echo '{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"tools/call\",\"params\":{\"name\":\"customer_lookup\"}}' |\n" +
-			"    envoy-mcp-auth explain -c policy.yaml --upstream user_aware_server --body - -H \"x-mcp-auth-key: $KEY\"",
+			"    envoy-mcp-auth explain -c policy.yaml --upstream user_aware_server --body - -H \"x-mcp-auth-key: $KEY\"\n" +
+			"  envoy-mcp-auth explain -c policy.yaml --upstream user_aware_server --request recorded.http --scope customer:read",
 		Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
 			set, err := f.source.load()
 			if err != nil {
 				return err
 			}
-			if f.sent, err = readBody(f.body, os.Stdin); err != nil {
+			if err := f.read(os.Stdin); err != nil {
 				return err
 			}
 			ex, err := explain(set, &f)
@@ -92,11 +96,26 @@ func newExplain(st streams) *cobra.Command {
 	cmd.Flags().StringVar(&f.upstream, "upstream", "", "name of the upstream")
 	cmd.Flags().StringArrayVarP(&f.headers, "header", "H", nil, "a request header, 'Name: value'; may be given many times")
 	cmd.Flags().StringVar(&f.body, "body", "", "file with the request's body, or - for the standard input; needed where tool rules decide")
+	cmd.Flags().StringVar(&f.request, "request", "", "file with a recorded HTTP/1.1 request, or - for the standard input; headers of -H come on top")
 	cmd.Flags().StringVar(&f.method, "method", "", "HTTP method (default POST with a body, else GET)")
+	cmd.MarkFlagsMutuallyExclusive("request", "body")
+	cmd.MarkFlagsMutuallyExclusive("request", "method")
 	cmd.Flags().StringArrayVar(&f.scopes, "scope", nil, "a scope of the caller's access token; may be given many times")
 	cmd.Flags().StringVar(&f.uriSAN, "uri-san", "", "URI subject alternative name of the client certificate Envoy verified")
 	cmd.Flags().StringVar(&f.dnsSAN, "dns-san", "", "DNS subject alternative name of it")
 	return cmd
+}
+
+// read reads the file that holds the body, or the whole request.
+func (f *explainFlags) read(in io.Reader) (err error) {
+	if f.request == "" {
+		f.sent, err = readBody(f.body, in)
+		return err
+	}
+	if f.recorded, err = readRequest(f.request, in); err == nil {
+		f.method, f.sent = f.recorded.method, f.recorded.body
+	}
+	return err
 }
 
 // explain walks the steps of extproc's decide, less the token.
@@ -105,6 +124,9 @@ func explain(set *policy.Set, f *explainFlags) (*explanation, error) {
 		return nil, errors.New("no upstream; give its name with --upstream NAME")
 	}
 	req := policy.Request{Name: f.upstream, URISAN: f.uriSAN, DNSSAN: f.dnsSAN}
+	if f.recorded != nil {
+		req.Headers = f.recorded.headers
+	}
 	for i, h := range f.headers {
 		name, value, ok := strings.Cut(h, ":")
 		if !ok || strings.TrimSpace(name) == "" {
