@@ -175,19 +175,8 @@ func (ch *challenges) of(r policy.Reason, c *policy.Caller, needs []string) stri
 		return ch.invalid
 	case policy.ScopeMissing:
 		if c != nil && c.JWT != nil {
-			return `Bearer error="insufficient_scope", ` + ch.metadata + demanded(union(c.JWT.RequireScopes, needs))
+			return `Bearer error="insufficient_scope", ` + ch.metadata + demanded(policy.MergeScopes(c.JWT.RequireScopes, needs))
 		}
 	}
 	return ""
-}
-
-// union is a and what only b has.
-func union(a, b []string) []string {
-	out := slices.Clone(a)
-	for _, s := range b {
-		if !slices.Contains(out, s) {
-			out = append(out, s)
-		}
-	}
-	return out
 }

@@ -75,12 +75,12 @@ func (t *Tools) Judge(who Bearer, calls []Call) Verdict {
 		switch {
 		case i == 0, v.Reason == ToolDenied && total.Reason != ToolDenied:
 			// A denied tool outweighs a missing scope: no scope would help.
-			v.Scopes = merged(total.Scopes, v.Scopes)
+			v.Scopes = MergeScopes(total.Scopes, v.Scopes)
 			total = v
 		case v.Reason == ScopeMissing && total.Reason == Allowed:
 			total = v
 		case v.Reason == ScopeMissing:
-			total.Scopes = merged(total.Scopes, v.Scopes)
+			total.Scopes = MergeScopes(total.Scopes, v.Scopes)
 		}
 	}
 	if total.Reason != ScopeMissing {
@@ -130,8 +130,8 @@ func (t *Tools) holds(scopes []string, need string) bool {
 	return false
 }
 
-// merged adds the words of b that a lacks. It changes neither.
-func merged(a, b []string) []string {
+// MergeScopes returns the scopes of a and those of b that a lacks. It changes neither.
+func MergeScopes(a, b []string) []string {
 	out := slices.Clip(a)
 	for _, s := range b {
 		if !slices.Contains(out, s) {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"strconv"
 	"strings"
 
@@ -26,17 +25,9 @@ type recorded struct {
 // readRequest reads a recorded request, with all its headers in their order and
 // as often as they came: a second one may be what decided.
 func readRequest(path string, in io.Reader) (*recorded, error) {
-	if path != "-" {
-		f, err := os.Open(path) //nolint:gosec // the path is the user's own
-		if err != nil {
-			return nil, fmt.Errorf("--request: %w; give an existing file, or - for the standard input", err)
-		}
-		defer func() { _ = f.Close() }()
-		in = f
-	}
-	b, err := io.ReadAll(io.LimitReader(in, policy.MaxBody+1<<20))
+	b, err := readInput("--request", path, in, policy.MaxBody+1<<20)
 	if err != nil {
-		return nil, fmt.Errorf("--request: %w", err)
+		return nil, err
 	}
 	return parseRequest(b)
 }

@@ -28,17 +28,23 @@ func readBody(path string, in io.Reader) ([]byte, error) {
 	if path == "" {
 		return nil, nil
 	}
+	return readInput("--body", path, in, policy.MaxBody+1)
+}
+
+// readInput reads the file that a flag names, or the standard input for -, up to
+// limit bytes.
+func readInput(flag, path string, in io.Reader, limit int64) ([]byte, error) {
 	if path != "-" {
 		f, err := os.Open(path) //nolint:gosec // the path is the user's own
 		if err != nil {
-			return nil, fmt.Errorf("--body: %w; give an existing file, or - for the standard input", err)
+			return nil, fmt.Errorf("%s: %w; give an existing file, or - for the standard input", flag, err)
 		}
 		defer func() { _ = f.Close() }()
 		in = f
 	}
-	b, err := io.ReadAll(io.LimitReader(in, policy.MaxBody+1))
+	b, err := io.ReadAll(io.LimitReader(in, limit))
 	if err != nil {
-		return nil, fmt.Errorf("--body: %w", err)
+		return nil, fmt.Errorf("%s: %w", flag, err)
 	}
 	return b, nil
 }

@@ -32,43 +32,14 @@ var ErrNotFound = errors.New("no envoy found: set $ENVOY to the binary, put envo
 // project's own at .cache/envoy/bin/envoy beside go.mod. A $ENVOY that does not
 // run is an error and not a reason to look further.
 func Find() (string, error) {
-	if p := os.Getenv("ENVOY"); p != "" {
-		found, err := exec.LookPath(p)
-		if err != nil {
-			return "", fmt.Errorf("$ENVOY: %w", err)
-		}
-		return found, nil
-	}
-	if p, err := exec.LookPath("envoy"); err == nil {
-		return p, nil
-	}
-	if p, ok := cached.Program("envoy", "envoy"); ok {
-		return p, nil
-	}
-	return "", ErrNotFound
+	return cached.Part{Env: "ENVOY", Dir: "envoy", Program: "envoy", OnPath: true, Missing: ErrNotFound}.Find()
 }
 
-// TB is the part of testing.TB that Require needs.
-type TB interface {
-	Helper()
-	Skipf(format string, args ...any)
-	Fatalf(format string, args ...any)
-}
-
-// Require returns the path of an Envoy. Without one it skips the test on a
-// developer's machine and fails it where CI is set, so that a green run means
-// that the real Envoy was there.
-func Require(t TB) string {
+// Require returns the path of an Envoy. Without one it skips the test, and fails
+// it where CI is set.
+func Require(t cached.TB) string {
 	t.Helper()
-	p, err := Find()
-	switch {
-	case err == nil:
-	case os.Getenv("CI") == "" && errors.Is(err, ErrNotFound):
-		t.Skipf("needs the real Envoy: %v", err)
-	default:
-		t.Fatalf("needs the real Envoy: %v", err)
-	}
-	return p
+	return cached.Require(t, "Envoy", Find, ErrNotFound)
 }
 
 // Validate runs Envoy's own check of a configuration. Its complaint is part of

@@ -38,44 +38,17 @@ var ErrOff = errors.New("litellm is switched off by LITELLM=0: unset it")
 // .cache/litellm/bin/litellm beside go.mod. A $LITELLM that is no program is an
 // error and not a reason to look further.
 func Find() (string, error) {
-	switch p := os.Getenv("LITELLM"); p {
-	case "":
-	case "0":
+	if os.Getenv("LITELLM") == "0" {
 		return "", ErrOff
-	default:
-		found, err := exec.LookPath(p)
-		if err != nil {
-			return "", fmt.Errorf("$LITELLM: %w", err)
-		}
-		return found, nil
 	}
-	if p, ok := cached.Program("litellm", "litellm"); ok {
-		return p, nil
-	}
-	return "", ErrNotFound
+	return cached.Part{Env: "LITELLM", Dir: "litellm", Program: "litellm", Missing: ErrNotFound}.Find()
 }
 
-// TB is the part of testing.TB that Require needs.
-type TB interface {
-	Helper()
-	Skipf(format string, args ...any)
-	Fatalf(format string, args ...any)
-}
-
-// Require returns the path of a LiteLLM. Without one it skips the test on a
-// developer's machine and fails it where CI is set, so that a green run means
-// that the real LiteLLM was there.
-func Require(t TB) string {
+// Require returns the path of a LiteLLM. Without one it skips the test, and fails
+// it where CI is set.
+func Require(t cached.TB) string {
 	t.Helper()
-	p, err := Find()
-	switch {
-	case err == nil:
-	case os.Getenv("CI") == "" && (errors.Is(err, ErrNotFound) || errors.Is(err, ErrOff)):
-		t.Skipf("needs the real LiteLLM: %v", err)
-	default:
-		t.Fatalf("needs the real LiteLLM: %v", err)
-	}
-	return p
+	return cached.Require(t, "LiteLLM", Find, ErrNotFound, ErrOff)
 }
 
 // Config says what to run.

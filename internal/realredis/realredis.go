@@ -32,42 +32,14 @@ var ErrNotFound = errors.New("no redis-server found: set $REDIS to the binary, p
 // else the one at .cache/redis/bin/redis-server beside go.mod. A $REDIS that does
 // not run is an error and not a reason to look further.
 func Find() (string, error) {
-	if p := os.Getenv("REDIS"); p != "" {
-		found, err := exec.LookPath(p)
-		if err != nil {
-			return "", fmt.Errorf("$REDIS: %w", err)
-		}
-		return found, nil
-	}
-	if p, err := exec.LookPath("redis-server"); err == nil {
-		return p, nil
-	}
-	if p, ok := cached.Program("redis", "redis-server"); ok {
-		return p, nil
-	}
-	return "", ErrNotFound
+	return cached.Part{Env: "REDIS", Dir: "redis", Program: "redis-server", OnPath: true, Missing: ErrNotFound}.Find()
 }
 
-// TB is the part of testing.TB that Require needs.
-type TB interface {
-	Helper()
-	Skipf(format string, args ...any)
-	Fatalf(format string, args ...any)
-}
-
-// Require returns the path of a redis-server. Without one it skips the test on a
-// developer's machine and fails it where CI is set.
-func Require(t TB) string {
+// Require returns the path of a redis-server. Without one it skips the test, and
+// fails it where CI is set.
+func Require(t cached.TB) string {
 	t.Helper()
-	p, err := Find()
-	switch {
-	case err == nil:
-	case os.Getenv("CI") == "" && errors.Is(err, ErrNotFound):
-		t.Skipf("needs the real Redis: %v", err)
-	default:
-		t.Fatalf("needs the real Redis: %v", err)
-	}
-	return p
+	return cached.Require(t, "Redis", Find, ErrNotFound)
 }
 
 // Config says what to run.

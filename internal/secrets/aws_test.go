@@ -2,6 +2,7 @@ package secrets
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -10,7 +11,6 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -19,6 +19,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/secretsmanager"
 
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/cached"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
 )
 
@@ -42,17 +43,8 @@ type awsFault struct {
 // test without it is skipped, but where CI is set it fails.
 func motoPath(t *testing.T) string {
 	t.Helper()
-	path := os.Getenv("MOTO")
-	if path == "" {
-		path = filepath.Join("..", "..", ".cache", "moto", "bin", "moto_server")
-	}
-	if _, err := exec.LookPath(path); err != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatalf("no moto: %v; run tools/install moto", err)
-		}
-		t.Skipf("no moto: %v; run tools/install moto", err)
-	}
-	return path
+	missing := errors.New("no moto found: set $MOTO to moto_server, or run tools/install moto")
+	return cached.Require(t, "moto", cached.Part{Env: "MOTO", Dir: "moto", Program: "moto_server", Missing: missing}.Find, missing)
 }
 
 func newAWS(t *testing.T) *awsServer {

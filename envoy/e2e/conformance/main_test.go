@@ -2,6 +2,7 @@ package conformance_test
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -38,14 +39,10 @@ type parts struct {
 func everything(t *testing.T) parts {
 	t.Helper()
 	envoy := realenvoy.Require(t)
-	suite := os.Getenv("CONFORMANCE")
-	if suite == "" {
-		found, ok := cached.Program("conformance", "conformance")
-		if !ok && os.Getenv("CI") == "" {
-			t.Skip("needs the MCP conformance suite: set $CONFORMANCE, or run tools/install conformance")
-		}
-		suite = found
-	}
+	missing := errors.New("no MCP conformance suite found: set $CONFORMANCE, or run tools/install conformance")
+	suite := cached.Require(t, "MCP conformance suite", cached.Part{
+		Env: "CONFORMANCE", Dir: "conformance", Program: "conformance", Missing: missing,
+	}.Find, missing)
 	dir := t.TempDir()
 	p := parts{envoy: envoy, suite: suite, server: filepath.Join(dir, "server"), client: filepath.Join(dir, "client")}
 	var err error
