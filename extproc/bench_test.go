@@ -26,11 +26,12 @@ func (*benchStream) SendMsg(m any) error {
 	return err
 }
 
-func newBenchStream(tb testing.TB) *benchStream {
+func newBenchStream(tb testing.TB, more ...string) *benchStream {
 	tb.Helper()
-	wire, err := proto.Marshal(headersRequest(map[string]any{"xds.cluster_name": "a", "xds.route_name": "a"}, nil,
+	wire, err := proto.Marshal(headersRequest(map[string]any{"xds.cluster_name": "a", "xds.route_name": "a"}, nil, append([]string{
 		"authorization", "Bearer sk-the-callers-own", "cookie", "session=0123456789abcdef; tracking=zzz",
-		"x-envoy-attempt-count", "1", "x-request-id", "0b9ac637-0000-4000-8000-000000000000"))
+		"x-envoy-attempt-count", "1", "x-request-id", "0b9ac637-0000-4000-8000-000000000000",
+	}, more...)...))
 	if err != nil {
 		tb.Fatal(err)
 	}

@@ -16,7 +16,6 @@ import (
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
 	"github.com/rs/zerolog"
 	"google.golang.org/grpc/mem"
-	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
 	"pgregory.net/rapid"
 
@@ -650,16 +649,7 @@ func BenchmarkProcessSession(b *testing.B) {
 
 func newSessionStream(tb testing.TB) *benchStream {
 	tb.Helper()
-	wire, err := proto.Marshal(headersRequest(map[string]any{"xds.cluster_name": "a", "xds.route_name": "a"}, nil,
-		"authorization", "Bearer sk-the-callers-own", "cookie", "session=0123456789abcdef; tracking=zzz", "mcp-session-id", "0b9ac637-0000-4000-8000-000000000000",
-		"x-envoy-attempt-count", "1", "x-request-id", "0b9ac637-0000-4000-8000-000000000000"))
-	if err != nil {
-		tb.Fatal(err)
-	}
-	return &benchStream{
-		ctx:  metadata.NewIncomingContext(tb.Context(), metadata.MD{upstreamKey: []string{"a"}}),
-		wire: mem.BufferSlice{mem.SliceBuffer(wire)},
-	}
+	return newBenchStream(tb, "mcp-session-id", "0b9ac637-0000-4000-8000-000000000000")
 }
 
 // TestProcessAllocationsOfASession: none more than without one.

@@ -296,6 +296,7 @@ func TestFleetReload(t *testing.T) {
 	rep := enlist(t, r.URL(), busy, nil)
 	authorization(t, rep.source(t, "a", spec(as.TokenURL())))
 	settled(t, raw(t, r), 1)
+	eventually(t, "stored", func() bool { return rep.counted()["stored"] == 1 }) // Redis has it before its answer is here
 	rep.cache.Share(nil)
 	rep.fleet.Close()
 	before := rep.counted()

@@ -43,26 +43,34 @@ upstreams:
     credential: none
 `
 
+// litellm starts the real LiteLLM with what we render for it, its master key, and
+// the key of the caller litellm.
+func (r *rig) litellm(binary string, env ...string) *reallitellm.LiteLLM {
+	r.t.Helper()
+	dir := filepath.Join(r.dir, "litellm")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		r.t.Fatal(err)
+	}
+	l, err := reallitellm.Start(r.t.Context(), reallitellm.Config{
+		Binary:     binary,
+		Dir:        dir,
+		Env:        append([]string{"LITELLM_MASTER_KEY=" + masterKey, "MCP_AUTH_KEY_LITELLM=" + callerKey}, env...),
+		ConfigYAML: append([]byte("general_settings: {master_key: os.environ/LITELLM_MASTER_KEY}\n"), r.run("render", "litellm", "-c", r.policy)...),
+	})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.t.Cleanup(l.Stop)
+	return l
+}
+
 // TestLiteLLM is the main line with the real LiteLLM in front: rendered
 // configuration on both sides, nothing written by hand but its master key.
 func TestLiteLLM(t *testing.T) {
 	binary := reallitellm.Require(t)
 	r := start(t, forLiteLLM)
 	r.withServers()
-	dir := filepath.Join(r.dir, "litellm")
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	l, err := reallitellm.Start(t.Context(), reallitellm.Config{
-		Binary:     binary,
-		Dir:        dir,
-		Env:        []string{"LITELLM_MASTER_KEY=" + masterKey, "MCP_AUTH_KEY_LITELLM=" + callerKey, "MCP_AUTH_KEY_OTHER=wrong"},
-		ConfigYAML: append([]byte("general_settings: {master_key: os.environ/LITELLM_MASTER_KEY}\n"), r.run("render", "litellm", "-c", r.policy)...),
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(l.Stop)
+	l := r.litellm(binary, "MCP_AUTH_KEY_OTHER=wrong")
 	t.Run("tools are found at its start", func(t *testing.T) {
 		if n := len(r.up("alpha").take()); n == 0 {
 			t.Error("want LiteLLM's own listing at the upstream, got nothing")

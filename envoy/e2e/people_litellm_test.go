@@ -4,8 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net/http"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -104,24 +102,6 @@ func TestUsersOfLiteLLM(t *testing.T) {
 			t.Error("LiteLLM logs its users' tokens")
 		}
 	}
-}
-
-// litellm runs it with what the policy renders.
-func (p *people) litellm(binary string) *reallitellm.LiteLLM {
-	p.t.Helper()
-	dir := filepath.Join(p.dir, "litellm")
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		p.t.Fatal(err)
-	}
-	l, err := reallitellm.Start(p.t.Context(), reallitellm.Config{
-		Binary: binary, Dir: dir, Env: []string{"LITELLM_MASTER_KEY=" + masterKey, "MCP_AUTH_KEY_LITELLM=" + callerKey},
-		ConfigYAML: append([]byte("general_settings: {master_key: os.environ/LITELLM_MASTER_KEY}\n"), p.run("render", "litellm", "-c", p.policy)...),
-	})
-	if err != nil {
-		p.t.Fatal(err)
-	}
-	p.t.Cleanup(l.Stop)
-	return l
 }
 
 // as returns who one is at the server behind LiteLLM.

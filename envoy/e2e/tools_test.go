@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -348,20 +346,7 @@ upstreams:
     tools: {rules: [{names: [add], scopes: [math]}, {names: [whoami], scopes: [identity]}]}
 `)
 	r.withServers()
-	dir := filepath.Join(r.dir, "litellm")
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	l, err := reallitellm.Start(t.Context(), reallitellm.Config{
-		Binary:     binary,
-		Dir:        dir,
-		Env:        []string{"LITELLM_MASTER_KEY=" + masterKey, "MCP_AUTH_KEY_LITELLM=" + callerKey},
-		ConfigYAML: append([]byte("general_settings: {master_key: os.environ/LITELLM_MASTER_KEY}\n"), r.run("render", "litellm", "-c", r.policy)...),
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(l.Stop)
+	l := r.litellm(binary)
 	for tool, want := range map[string]struct {
 		args   map[string]any
 		reason string

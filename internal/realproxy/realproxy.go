@@ -21,7 +21,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/realenvoy"
@@ -214,9 +213,6 @@ func (p *Proxy) Metric(ctx context.Context, name string) (float64, error) {
 	}
 	return 0, nil
 }
-
-// Reload makes the program read its policy again.
-func (p *Proxy) Reload() { _ = p.cmd.Process.Signal(syscall.SIGHUP) }
 
 // Stop ends both. It returns when they are gone, and may be called twice.
 func (p *Proxy) Stop() {
