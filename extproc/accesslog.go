@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -34,6 +35,23 @@ type Outcome struct {
 	Attempts int
 	// RequestID is the x-request-id, cut to 64 visible characters.
 	RequestID string
+
+	// Tool, Issuer and Subject are of the last decision, as in Decision.
+	Tool, Issuer, Subject string
+	// Decided is whether the call came to a decision. When not, Upstream is that of
+	// Envoy's cluster, and Caller, Reason, Token and what else a decision says are empty.
+	Decided bool
+	// Began is when Envoy received the request, and Took how long it took until the
+	// last byte was sent, streaming included; both zero when Envoy does not say.
+	Began time.Time
+	Took  time.Duration
+	// Own is how long the decisions took, all attempts together; waiting for a token included.
+	Own time.Duration
+	// Sent and Received are the bytes of the bodies of answer and request.
+	Sent, Received int64
+	// Reset is whether the call ended without a whole answer: its connection was
+	// lost, it was cancelled, or it ran out of time.
+	Reset bool
 }
 
 // Rejected reports whether the upstream refused our credential for good: Envoy
@@ -43,7 +61,7 @@ func (o *Outcome) Rejected() bool {
 }
 
 // OutcomeObserver is told of outcomes. Ended is called once for every call that
-// an upstream of the policy was found for, in no order, from several goroutines
+// an upstream of the policy was found for, decided or not, in no order, from several goroutines
 // at once: it must not block for long, nor keep o.
 type OutcomeObserver interface{ Ended(o *Outcome) }
 

@@ -16,6 +16,7 @@ import (
 // field is set anew, or cut to length zero, by Server.begin.
 type exchange struct {
 	snap  *snapshot
+	gate  Gate
 	names []string // values of the initial metadata mcp-upstream
 
 	msg    message
@@ -51,6 +52,7 @@ func (x *exchange) answer(ctx context.Context, s *Server) error {
 			return errOrder
 		}
 		x.start = s.now()
+		x.decision.Began = x.start
 		x.conclude(s, x.decide(ctx))
 		return nil
 	case phaseRequestBody:
@@ -84,10 +86,38 @@ func (x *exchange) conclude(s *Server, reason policy.Reason) {
 		return
 	}
 	x.decision.Reason = reason
+	x.decision.RequestID, x.decision.Trace, x.decision.Calls = x.msg.requestID, x.msg.trace, x.calls
 	x.respond()
 	x.decision.Took += s.now().Sub(x.start)
+	x.audit(s)
 	x.done = true
 	s.record(x)
+}
+
+// audit has the decision recorded. What is not on record is not lent.
+func (x *exchange) audit(s *Server) {
+	if s.cfg.Audit == nil {
+		return
+	}
+	if err := s.cfg.Audit.Record(&x.decision); err != nil {
+		x.cause = err
+		x.decision.Reason, x.decision.Token, x.decision.RetryAfter = policy.AuditUnavailable, "", time.Second
+		x.respond()
+	}
+}
+
+// passGate asks whether the caller may use the upstream now. A later attempt is the
+// same call.
+func (x *exchange) passGate(ctx context.Context) policy.Reason {
+	if x.gate == nil || x.screen.Attempt > 1 {
+		return policy.Allowed
+	}
+	ctx, cancel := x.bounded(ctx)
+	defer cancel()
+	var reason policy.Reason
+	x.decision.Calls = x.calls
+	reason, x.decision.RetryAfter = x.gate.Admit(ctx, &x.decision)
+	return reason
 }
 
 // decide is the order of business. Each step refuses or lets the next one look.
@@ -125,6 +155,9 @@ func (x *exchange) resume(ctx context.Context) policy.Reason {
 
 // grant is what is left when the request may go on.
 func (x *exchange) grant(ctx context.Context) policy.Reason {
+	if r := x.passGate(ctx); r != policy.Allowed {
+		return r
+	}
 	if r := x.filterCookies(); r != policy.Allowed {
 		return r
 	}

@@ -70,6 +70,8 @@ type message struct {
 	filtered policy.Filtered
 	// requestID is the x-request-id header, for the log.
 	requestID []byte
+	// trace is the traceparent header.
+	trace []byte
 	// known turns bytes into the strings we already hold, so that a name costs no allocation.
 	known map[string]string
 }
@@ -159,8 +161,11 @@ func (m *message) header(num protowire.Number, v []byte) error {
 		}
 		return nil
 	})
-	if h.Name == "x-request-id" {
+	switch h.Name {
+	case "x-request-id":
 		m.requestID = h.Value
+	case "traceparent":
+		m.trace = h.Value
 	}
 	m.req.Headers = append(m.req.Headers, h)
 	return err

@@ -75,7 +75,7 @@ func (x *exchange) refuse() {
 			m = appendSet(m, "www-authenticate", ask)
 		}
 	}
-	if reason.Status() == 503 {
+	if reason.Status() == 503 || reason == policy.RateLimited {
 		m = appendSet(m, "retry-after", seconds(x.decision.RetryAfter))
 	}
 	x.out.mutation = m

@@ -41,6 +41,10 @@ type Config struct {
 	Log zerolog.Logger
 	// Observe is told of every decision before the reply is sent. Nil: nobody is.
 	Observe Observer
+	// Gate is asked before anything is lent. Nil: nothing is limited.
+	Gate Gate
+	// Audit keeps a record of every decision. Nil: nobody does.
+	Audit Auditor
 	// Outcomes is told how calls ended, when Envoy sends us its access log.
 	// Nil: nobody is.
 	Outcomes OutcomeObserver
@@ -49,6 +53,18 @@ type Config struct {
 // Observer is told of decisions. Decided is called on the request path, from
 // many goroutines at once: it must not block, nor keep d.
 type Observer interface{ Decided(d *Decision) }
+
+// Gate decides whether a caller that may use an upstream may use it now. Admit is
+// called once for each request, on its first attempt, from many goroutines at
+// once. It returns policy.Allowed, or a refusal and when to try again. It may
+// wait as long as ctx lasts, and must not keep d.
+type Gate interface {
+	Admit(ctx context.Context, d *Decision) (policy.Reason, time.Duration)
+}
+
+// Auditor keeps a record of decisions. Record is called before the reply is sent,
+// from many goroutines at once; an error refuses the request. It must not keep d.
+type Auditor interface{ Record(d *Decision) error }
 
 // Decision is the one event of a request. Nothing in it is secret.
 type Decision struct {
@@ -67,6 +83,15 @@ type Decision struct {
 	Rule int
 	// Token is the fingerprint of the access token lent, or empty.
 	Token string
+	// Calls are what the request would run, where rules govern that: one, or the
+	// elements of a batch. They are the caller's bytes, and good only during the
+	// call that brought the Decision.
+	Calls []policy.Call
+	// RequestID is the x-request-id, and Trace the traceparent (W3C Trace Context),
+	// as they came: the caller's to choose, and good as long as Calls.
+	RequestID, Trace []byte
+	// Began is when the message was received.
+	Began time.Time
 	// Attempt is Envoy's count, 1 for the first.
 	Attempt int
 	// CookiesKept and CookiesDropped count cookie pairs.
@@ -157,7 +182,7 @@ func unanswered(err error) error {
 // begin takes an exchange for one stream. The whole stream sees one snapshot.
 func (s *Server) begin(ctx context.Context) *exchange {
 	x, _ := s.pool.Get().(*exchange)
-	x.snap = s.snap.Load()
+	x.snap, x.gate = s.snap.Load(), s.cfg.Gate
 	x.names = metadata.ValueFromIncomingContext(ctx, upstreamKey)
 	x.lane, x.caller, x.principal, x.token, x.cause = nil, nil, nil, nil, nil
 	x.mark, x.session = "", sessionUse{}
@@ -200,7 +225,7 @@ func (s *Server) record(x *exchange) {
 		Str("caller", d.Caller).
 		Str("issuer", d.Issuer).
 		Str("subject", d.Subject).
-		Str("request_id", printable(x.msg.requestID, 64)).
+		Str("request_id", printable(d.RequestID, 64)).
 		Int("attempt", d.Attempt).
 		Func(d.tool).
 		AnErr("cause", x.cause).

@@ -136,7 +136,7 @@ func (h *HeaderRule) NeedsAll() bool {
 // the plain spellings of x-api-key and its like are removed unseen, so that a
 // secret which decides nothing does not travel here.
 func (u *Upstream) Inspected() (names, prefixes []string, all bool) {
-	names = []string{"authorization", "cookie", keyHeader, "origin", "x-envoy-attempt-count", "x-request-id"}
+	names = []string{"authorization", "cookie", keyHeader, "origin", "traceparent", "x-envoy-attempt-count", "x-request-id"}
 	for i := range u.bearers {
 		names = append(names, u.bearers[i].header)
 	}

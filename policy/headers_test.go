@@ -95,7 +95,7 @@ func TestInspectedAndMutable(t *testing.T) {
 	u := ruled(spec, fixed("x-api-key", "x-org"))
 
 	names, prefixes, _ := u.Inspected()
-	wantNames := []string{"authorization", "cookie", "origin", "x-envoy-attempt-count", "x-mcp-auth-key", "x-request-id"}
+	wantNames := []string{"authorization", "cookie", "origin", "traceparent", "x-envoy-attempt-count", "x-mcp-auth-key", "x-request-id"}
 	wantPrefixes := []string{
 		"api_", "ocp-apim-subscription_", "ocp-apim_", "ocp_", "proxy_", "x-api_", "x-goog-api_", "x-goog_",
 		"x-litellm-api_", "x-litellm_", "x-mcp", "x-trace-", "x_",

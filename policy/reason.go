@@ -34,12 +34,18 @@ const (
 	BodyTooLarge
 	// SessionMismatch: the MCP session is another principal's.
 	SessionMismatch
+	// RateLimited: a limit of the policy is reached.
+	RateLimited
+	// UpstreamDisabled: the watch has switched the upstream off for now.
+	UpstreamDisabled
 	// TokenUnavailable: the authorization server is down or slow.
 	TokenUnavailable
 	// TokenRefused: the authorization server answered, and not with a usable token.
 	TokenRefused
 	// UpstreamRejected: the upstream refused our credential for good.
 	UpstreamRejected
+	// AuditUnavailable: the audit file is required and cannot be written.
+	AuditUnavailable
 
 	reasonCount
 )
@@ -81,12 +87,18 @@ func (r Reason) row() outcome { //nolint:cyclop // one row for each reason
 		return outcome{"body_too_large", 413, "The body is larger than tools.max_body of this upstream. Send less, or have its operator raise the limit."}
 	case SessionMismatch:
 		return outcome{"session_mismatch", 403, "This MCP session belongs to another caller. Start a session of your own."}
+	case RateLimited:
+		return outcome{"rate_limited", 429, "A limit of this upstream, caller or tool is reached. Try again after the time in retry-after."}
+	case UpstreamDisabled:
+		return outcome{"upstream_disabled", 503, "This upstream is switched off for now because too many of its calls failed. Try again after the time in retry-after."}
 	case TokenUnavailable:
 		return outcome{"token_unavailable", 503, "The authorization server of this upstream cannot be reached. Try again later."}
 	case TokenRefused:
 		return outcome{"token_refused", 502, "The authorization server refused to issue a token for this upstream. Its operator must check the credential."}
 	case UpstreamRejected:
 		return outcome{"upstream_rejected", 502, "The upstream refused the service credential. Its operator must check audience, scopes and revocation."}
+	case AuditUnavailable:
+		return outcome{"audit_unavailable", 503, "The audit record of this request cannot be written, and without one nothing is lent. Try again later."}
 	case Undecided, reasonCount:
 	}
 	return outcome{"undecided", 500, "No decision was made."}

@@ -26,6 +26,9 @@ func TestReasonTable(t *testing.T) {
 		SessionMismatch:  {"session_mismatch", 403},
 		TokenUnavailable: {"token_unavailable", 503},
 
+		RateLimited:       {"rate_limited", 429},
+		UpstreamDisabled:  {"upstream_disabled", 503},
+		AuditUnavailable:  {"audit_unavailable", 503},
 		IssuerUnavailable: {"issuer_unavailable", 503},
 		TokenRefused:      {"token_refused", 502},
 		UpstreamRejected:  {"upstream_rejected", 502},

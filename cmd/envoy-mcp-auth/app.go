@@ -38,11 +38,13 @@ type app struct {
 	fleet     atomic.Pointer[tokens.Fleet] // nil without a shared cache
 	server    *extproc.Server
 	metrics   *metrics.Metrics
-	reload    *reloader
-	grpc      *grpc.Server
-	health    *health.Server
-	admin     *http.Server
-	started   policy.Server // the server block at the start
+	// watchers are told of decisions and outcomes; complete before the first.
+	watchers observers
+	reload   *reloader
+	grpc     *grpc.Server
+	health   *health.Server
+	admin    *http.Server
+	started  policy.Server // the server block at the start
 	// draining is set once the end has begun.
 	draining atomic.Bool
 	// warm is set once every credential of the first policy was tried. It stays:
@@ -65,9 +67,11 @@ func newApp(ctx context.Context, src *source, log zerolog.Logger, lines *logQueu
 	a.tokens = tokens.New(tokens.Config{Secrets: a.secrets, Now: time.Now, Log: log, Observe: a.metrics.Fetched})
 	a.resources = tokens.NewResources(tokens.ResourceConfig{Now: time.Now, Log: log, Dice: rand.Float64})
 	a.callers = tokens.NewVerifier(tokens.VerifierConfig{Now: time.Now, Log: log})
+	a.watchers.decisions = []extproc.Observer{a.metrics}
 	var err error
 	a.server, err = extproc.New(extproc.Config{
-		Tokens: a.tokens, Verifier: a.callers, Secrets: a.secrets, Now: time.Now, Log: lines.refusals(log), Observe: a.metrics,
+		Tokens: a.tokens, Verifier: a.callers, Secrets: a.secrets, Now: time.Now, Log: lines.refusals(log),
+		Observe: &a.watchers, Outcomes: &a.watchers,
 	})
 	if err != nil {
 		return nil, err
