@@ -123,9 +123,10 @@ func (m *Metrics) Decided(d *extproc.Decision) {
 
 // AccessLog shows what is counted of Envoy's access log. Call it once.
 func (m *Metrics) AccessLog(stats func() extproc.LogStats) {
-	const entries, help = "mcp_auth_access_log_entries_total", "Entries of Envoy's access log: call is one that was decided on here, foreign any other, malformed could not be read."
+	const entries, help = "mcp_auth_access_log_entries_total", "Entries of Envoy's access log: call was decided on here, undecided was not and is of an upstream of the policy, foreign is of none, malformed could not be read."
 	for kind, count := range map[string]func(extproc.LogStats) uint64{
 		"call":      func(s extproc.LogStats) uint64 { return s.Calls },
+		"undecided": func(s extproc.LogStats) uint64 { return s.Undecided },
 		"foreign":   func(s extproc.LogStats) uint64 { return s.Foreign },
 		"malformed": func(s extproc.LogStats) uint64 { return s.Malformed },
 	} {
