@@ -3,6 +3,7 @@ package main
 import (
 	"time"
 
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/envoy"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/tokens"
 )
@@ -15,6 +16,8 @@ type statusReport struct {
 	// SharedCache is missing without one.
 	SharedCache *tokens.FleetStatus `json:"shared_cache,omitempty"`
 	Upstreams   []upstreamStatus    `json:"upstreams"`
+	// XDS is missing unless Envoys are served their configuration.
+	XDS *envoy.XDSStatus `json:"xds,omitempty"`
 	// Issuers are those whose tokens prove callers.
 	Issuers []tokens.IssuerStatus `json:"issuers,omitempty"`
 }
@@ -45,6 +48,10 @@ func (a *app) status() any {
 	if f := a.fleet.Load(); f != nil {
 		st := f.Status()
 		report.SharedCache = &st
+	}
+	if a.xds != nil {
+		st := a.xds.Status()
+		report.XDS = &st
 	}
 	for _, w := range set.Warnings {
 		report.Policy.Warnings = append(report.Policy.Warnings, w.String())
