@@ -74,12 +74,12 @@ type XDSStatus struct {
 	// Version counts the parts pushed since the start.
 	Version uint64 `json:"version"`
 	// PushedAt is when the last push was complete; zero while one is under way for the first time.
-	PushedAt time.Time     `json:"pushed_at"`
-	Envoys   []EnvoyStatus `json:"envoys"`
+	PushedAt time.Time  `json:"pushed_at"`
+	Envoys   []Follower `json:"envoys"`
 }
 
-// EnvoyStatus is one Envoy that follows.
-type EnvoyStatus struct {
+// Follower is one Envoy that follows.
+type Follower struct {
 	Node    string    `json:"node"`
 	Build   string    `json:"build"`
 	Since   time.Time `json:"since"`
@@ -404,12 +404,12 @@ func shortKind(kind string) string {
 func (x *XDS) Status() XDSStatus {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	st := XDSStatus{Version: x.version, PushedAt: x.pushed, Envoys: []EnvoyStatus{}}
+	st := XDSStatus{Version: x.version, PushedAt: x.pushed, Envoys: []Follower{}}
 	for _, f := range x.streams {
 		if f.node == "" {
 			continue
 		}
-		st.Envoys = append(st.Envoys, EnvoyStatus{Node: f.node, Build: f.build, Since: f.since, Behind: len(f.sent) > 0, Refused: f.refusal})
+		st.Envoys = append(st.Envoys, Follower{Node: f.node, Build: f.build, Since: f.since, Behind: len(f.sent) > 0, Refused: f.refusal})
 	}
 	return st
 }

@@ -83,7 +83,7 @@ func newApp(ctx context.Context, src *source, log zerolog.Logger, lines *logQueu
 	a.metrics.StaleTokens(a.stale)
 	if xds {
 		refused := a.metrics.XDS(func() int { return len(a.xds.Status().Envoys) })
-		a.xds = envoy.NewXDS(envoy.XDSConfig{Now: time.Now, Log: log, Refused: refused})
+		a.xds = envoy.NewXDS(envoy.XDSConfig{Now: time.Now, Log: log, Refused: refused}) //nolint:contextcheck // its streams end with Stop
 	}
 	a.reload = &reloader{src: src, app: a}
 	if err := a.reload.first(); err != nil {
