@@ -2,7 +2,6 @@ package policy
 
 import (
 	"fmt"
-	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -219,14 +218,4 @@ func parseRate(text string) (Rate, bool) {
 	n, err := strconv.ParseUint(number, 10, 31)
 	every, known := rateUnits()[unit]
 	return Rate{Count: int(n), Every: every}, err == nil && known && n > 0
-}
-
-// String writes a rate as the file does.
-func (r Rate) String() string {
-	for _, unit := range slices.Sorted(maps.Keys(rateUnits())) {
-		if rateUnits()[unit] == r.Every {
-			return strconv.Itoa(r.Count) + "/" + unit
-		}
-	}
-	return "none"
 }

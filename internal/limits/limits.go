@@ -36,6 +36,8 @@ type Config struct {
 	Asked func(result string)
 	// Up is told when the service becomes usable or unusable. It may be nil.
 	Up func(up bool)
+	// Off is told when there is another service, or none any more. It may be nil.
+	Off func()
 	// Buckets is how many buckets of subjects and tools are kept; 0 means 100,000.
 	Buckets int
 }
@@ -127,6 +129,9 @@ func (l *Limits) Use(p *Plan) {
 	old := l.plan.Swap(p)
 	if old.service != nil && old.service != p.service {
 		old.service.close()
+		if l.cfg.Off != nil {
+			l.cfg.Off()
+		}
 	}
 	l.table.retain(kept)
 }
@@ -154,7 +159,6 @@ func (l *Limits) Admit(ctx context.Context, d *extproc.Decision) (policy.Reason,
 		return policy.Allowed, 0
 	}
 	a := attempt{table: l.table, now: l.cfg.Now(), d: d}
-	a.taken = a.room[:0]
 	for i, r := range rules {
 		if r.Fleet {
 			if a.by == nil {
@@ -181,8 +185,10 @@ type attempt struct {
 	table *table
 	now   time.Time
 	d     *extproc.Decision
-	room  [8]taken // so that a request seldom allocates
-	taken []taken
+	// few holds what was taken, used entries of it, and more what does not fit.
+	few  [8]taken
+	used int
+	more []taken
 	// by is the rule that refuses, nil while none does, and wait the longest time
 	// that one wants; 0 is longer than any.
 	by   *rule
@@ -228,11 +234,15 @@ func eachTool(r *rule, calls []policy.Call, f func(tool []byte, n int)) {
 // take takes n of one bucket.
 func (a *attempt) take(r *rule, tool []byte, n int) {
 	t, wait, ok := a.table.take(r, a.d, tool, n, a.now)
-	if ok {
-		a.taken = append(a.taken, t)
-		return
+	switch {
+	case !ok:
+		a.refuse(r, wait)
+	case a.used < len(a.few):
+		a.few[a.used] = t
+		a.used++
+	default:
+		a.more = append(a.more, t)
 	}
-	a.refuse(r, wait)
 }
 
 // refuse notes a rule without room. Another one may want a longer wait.
@@ -244,8 +254,11 @@ func (a *attempt) refuse(r *rule, wait time.Duration) {
 
 // giveBack undoes what was taken.
 func (a *attempt) giveBack() {
-	for i := range a.taken {
-		a.taken[i].giveBack()
+	for i := range a.used {
+		a.few[i].giveBack()
+	}
+	for i := range a.more {
+		a.more[i].giveBack()
 	}
 }
 

@@ -33,7 +33,13 @@ upstreams:
 `
 }
 
-func parse(tb testing.TB, block string) *policy.Set {
+// fatal is what testing.TB and rapid.T have alike.
+type fatal interface {
+	Helper()
+	Fatal(args ...any)
+}
+
+func parse(tb fatal, block string) *policy.Set {
 	tb.Helper()
 	set, err := policy.Parse("policy.yaml", []byte(document(block)), func(string) (string, bool) { return "", false })
 	if err != nil {
@@ -49,6 +55,7 @@ func (c *clock) now() time.Time       { return c.at }
 func (c *clock) pass(d time.Duration) { c.at = c.at.Add(d) }
 func newClock() *clock                { return &clock{time.Unix(1_800_000_000, 0)} }
 func rules(lines ...string) string    { return "  rules:\n    - " + strings.Join(lines, "\n    - ") }
+
 func tool(names ...string) []policy.Call {
 	var calls []policy.Call
 	for _, name := range names {
@@ -151,6 +158,10 @@ func TestAdmit(t *testing.T) {
 		"a burst, then the rate": {
 			[]string{"{rate: 600/min, burst: 2}"},
 			[]step{{d: by("a", "ci")}, {d: by("a", "ci")}, {d: by("a", "ci"), want: "100ms"}, {d: by("a", "ci"), pass: 100 * time.Millisecond}, {d: by("a", "ci"), want: "100ms"}},
+		},
+		"a clock that goes back gives nothing": {
+			[]string{"{rate: 1/s}"},
+			[]step{{d: by("a", "ci")}, {d: by("a", "ci"), pass: -time.Second, want: "1s"}, {d: by("a", "ci"), pass: time.Second, want: "1s"}},
 		},
 		"an answer of the client counts as a request": {
 			[]string{"{rate: 1/s}", "{rate: 100/s, per: [tool]}"},

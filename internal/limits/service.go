@@ -141,12 +141,12 @@ func digest(text string) string {
 }
 
 func unit(every time.Duration) typev3.RateLimitUnit {
-	switch every {
-	case time.Second:
+	switch {
+	case every <= time.Second:
 		return typev3.RateLimitUnit_SECOND
-	case time.Minute:
+	case every <= time.Minute:
 		return typev3.RateLimitUnit_MINUTE
-	case time.Hour:
+	case every <= time.Hour:
 		return typev3.RateLimitUnit_HOUR
 	}
 	return typev3.RateLimitUnit_DAY

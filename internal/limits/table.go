@@ -3,6 +3,7 @@ package limits
 import (
 	"encoding/binary"
 	"hash/maphash"
+	"math"
 	"sync"
 	"time"
 
@@ -22,9 +23,9 @@ const (
 //
 // Only buckets whose names callers can make up, by subject or tool, are limited
 // in number. A full one is as good as none, so only full ones are forgotten. When
-// all are in use, those that come new share one for their caller and upstream,
-// since a bucket of their own would be a way past the limit, and none a way to
-// lock everybody out.
+// all are in use, those that come new share one for their caller, upstream and
+// shard, since a bucket of their own would be a way past the limit, and none a way
+// to lock everybody out.
 type table struct {
 	seed   maphash.Seed
 	shards [shardCount]shard
@@ -75,15 +76,19 @@ func (t *table) take(r *rule, d *extproc.Decision, tool []byte, n int, now time.
 	key := t.key(r, d, tool)
 	s := &t.shards[key%shardCount]
 	s.mu.Lock()
-	b := s.find(key, r, r.PerTool || r.PerSubject && d.Subject != "", now)
-	if b == nil {
-		s.mu.Unlock()
-		key = t.shared(r, d)
-		s = &t.shards[key%shardCount]
-		s.mu.Lock()
-		b = s.find(key, r, false, now)
-	}
 	defer s.mu.Unlock()
+	b := s.buckets[key]
+	switch {
+	case b != nil:
+		s.used(b)
+	case r.PerTool || r.PerSubject && d.Subject != "":
+		b = s.admit(key, t.shared(r, d), r, now)
+	default:
+		b = s.add(key, r, now)
+	}
+	if b.plan < r.plan { // a call that began under an older policy changes nothing back
+		b.follow(r)
+	}
 	if now.Before(b.last) {
 		now = b.last
 	}
@@ -109,30 +114,46 @@ func (t *taken) giveBack() {
 	}
 }
 
-// find returns the bucket of a key, a new one if need be, and nil when there is no
-// room for it.
-func (s *shard) find(key uint64, r *rule, chosen bool, now time.Time) *bucket {
-	b := s.buckets[key]
-	if b == nil {
-		if chosen && s.size >= s.room && !s.forget(now) {
-			return nil
+// add makes a bucket, full.
+func (s *shard) add(key uint64, r *rule, now time.Time) *bucket {
+	b := &bucket{Limiter: rate.NewLimiter(r.limit, r.burst), key: key, rule: r.ID, plan: r.plan, last: now}
+	s.buckets[key] = b
+	return b
+}
+
+// admit makes a bucket that callers can make up, and returns the shared one when
+// there is no room. Who took of the shared one before has that taken of its own.
+func (s *shard) admit(key, shared uint64, r *rule, now time.Time) *bucket {
+	crowd := s.buckets[shared]
+	if s.size >= s.room && !s.forget(now) {
+		if crowd == nil {
+			crowd = s.add(shared, r, now)
 		}
-		b = &bucket{Limiter: rate.NewLimiter(r.limit, r.burst), key: key, rule: r.ID, plan: r.plan, last: now}
-		s.buckets[key] = b
-		if chosen {
-			s.size++
-			s.push(b)
-		}
+		return crowd
+	}
+	b := s.add(key, r, now)
+	s.size++
+	s.push(b)
+	if crowd == nil {
 		return b
 	}
+	if crowd.plan < r.plan {
+		crowd.follow(r)
+	}
+	if gone := math.Ceil(float64(r.burst) - crowd.TokensAt(now)); gone > 0 {
+		b.AllowN(now, min(int(gone), r.burst))
+	} else {
+		s.drop(crowd)
+	}
+	return b
+}
+
+// used moves a bucket to the front of those that callers can make up.
+func (s *shard) used(b *bucket) {
 	if b.next != nil && s.chosen.next != b {
 		b.unlink()
 		s.push(b)
 	}
-	if b.plan < r.plan { // a call that began under an older policy changes nothing back
-		b.follow(r)
-	}
-	return b
 }
 
 // follow takes the limit of a newer policy, from when that came into force.
