@@ -14,6 +14,8 @@ type Set struct {
 	SharedCache *SharedCache
 	// Limits says how much may be called how often; nil when nothing is limited.
 	Limits *Limits
+	// Tracing is where spans go; nil when nowhere.
+	Tracing *Tracing
 	// Upstreams are all upstreams, sorted by name.
 	Upstreams []*Upstream
 	// Callers are all callers, sorted by name.
