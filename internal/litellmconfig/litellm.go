@@ -189,7 +189,8 @@ func (c *converter) hide(s *server, from, v *yaml.Node, path, suffix string) {
 func (c *converter) hideValues(s *server, e entry, v *yaml.Node) {
 	for i := 0; i+1 < len(v.Content); i += 2 {
 		name, value := v.Content[i].Value, v.Content[i+1]
-		if value.Kind != yaml.ScalarNode || dollarRef.MatchString(value.Value) || !secretName(name) && !secretValue(value.Value) {
+		of := strings.TrimSpace(dollarRef.ReplaceAllString(value.Value, ""))
+		if value.Kind != yaml.ScalarNode || of != value.Value && isScheme(of) || !secretName(name) && !secretValue(value.Value) {
 			continue
 		}
 		from := &yaml.Node{Kind: yaml.ScalarNode, Value: value.Value, Line: e.line}
