@@ -22,6 +22,7 @@ import (
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/envoy"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/extproc"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/admin"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/limits"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/metrics"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/secrets"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
@@ -41,6 +42,7 @@ type app struct {
 	metrics   *metrics.Metrics
 	// watchers are told of decisions and outcomes; complete before the first.
 	watchers observers
+	limits   *limits.Limits
 	reload   *reloader
 	xds      *envoy.XDS // nil unless Envoys are served their configuration
 	grpc     *grpc.Server
@@ -71,10 +73,11 @@ func newApp(ctx context.Context, src *source, log zerolog.Logger, lines *logQueu
 	a.callers = tokens.NewVerifier(tokens.VerifierConfig{Now: time.Now, Log: log})
 	a.watchers.decisions = []extproc.Observer{a.metrics}
 	a.watchers.outcomes = []extproc.OutcomeObserver{a.metrics}
+	a.limits = newLimits(a.metrics, log)
 	var err error
 	a.server, err = extproc.New(extproc.Config{
 		Tokens: a.tokens, Verifier: a.callers, Secrets: a.secrets, Now: time.Now, Log: lines.refusals(log),
-		Observe: &a.watchers, Outcomes: &a.watchers,
+		Observe: &a.watchers, Outcomes: &a.watchers, Gate: gates{a.limits},
 	})
 	if err != nil {
 		return nil, err
@@ -247,7 +250,16 @@ func (a *app) close() {
 	a.tokens.Close()
 	a.callers.Close()
 	a.share(nil)
+	a.limits.Close()
 	a.secrets.Close()
+}
+
+// newLimits makes the gate of the policy's limits.
+func newLimits(m *metrics.Metrics, log zerolog.Logger) *limits.Limits {
+	counts := metrics.NewLimits(m.Registry)
+	return limits.New(limits.Config{
+		Now: time.Now, Log: log, Limited: counts.Limited, Asked: counts.Asked, Up: counts.Up, Off: counts.Off,
+	})
 }
 
 // newFleet makes the shared cache of a policy, nil when it has none.

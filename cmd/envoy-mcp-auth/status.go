@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/envoy"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/limits"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/tokens"
 )
@@ -15,9 +16,11 @@ type statusReport struct {
 	Policy  policyStatus `json:"policy"`
 	// SharedCache is missing without one.
 	SharedCache *tokens.FleetStatus `json:"shared_cache,omitempty"`
-	Upstreams   []upstreamStatus    `json:"upstreams"`
 	// XDS is missing unless Envoys are served their configuration.
 	XDS *envoy.XDSStatus `json:"xds,omitempty"`
+	// Limits is missing when nothing is limited.
+	Limits    *limits.Status   `json:"limits,omitempty"`
+	Upstreams []upstreamStatus `json:"upstreams"`
 	// Issuers are those whose tokens prove callers.
 	Issuers []tokens.IssuerStatus `json:"issuers,omitempty"`
 }
@@ -53,6 +56,7 @@ func (a *app) status() any {
 		st := a.xds.Status()
 		report.XDS = &st
 	}
+	report.Limits = a.limits.Status()
 	for _, w := range set.Warnings {
 		report.Policy.Warnings = append(report.Policy.Warnings, w.String())
 	}
