@@ -23,6 +23,7 @@ import (
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/admin"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/metrics"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/secrets"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/watch"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/tokens"
 )
@@ -40,6 +41,7 @@ type app struct {
 	metrics   *metrics.Metrics
 	// watchers are told of decisions and outcomes; complete before the first.
 	watchers observers
+	watch    *watch.Watch
 	reload   *reloader
 	grpc     *grpc.Server
 	health   *health.Server
@@ -67,8 +69,9 @@ func newApp(ctx context.Context, src *source, log zerolog.Logger, lines *logQueu
 	a.tokens = tokens.New(tokens.Config{Secrets: a.secrets, Now: time.Now, Log: log, Observe: a.metrics.Fetched})
 	a.resources = tokens.NewResources(tokens.ResourceConfig{Now: time.Now, Log: log, Dice: rand.Float64})
 	a.callers = tokens.NewVerifier(tokens.VerifierConfig{Now: time.Now, Log: log})
-	a.watchers.decisions = []extproc.Observer{a.metrics}
-	a.watchers.outcomes = []extproc.OutcomeObserver{a.metrics}
+	a.watch = watch.New(watch.Config{Now: time.Now, Log: log})
+	a.watchers.decisions = []extproc.Observer{a.metrics, a.watch}
+	a.watchers.outcomes = []extproc.OutcomeObserver{a.metrics, a.watch}
 	var err error
 	a.server, err = extproc.New(extproc.Config{
 		Tokens: a.tokens, Verifier: a.callers, Secrets: a.secrets, Now: time.Now, Log: lines.refusals(log),
