@@ -53,7 +53,7 @@ func (x *exchange) answer(ctx context.Context, s *Server) error {
 			return errOrder
 		}
 		x.start = s.now()
-		x.decision.Began = x.start
+		x.decision.Began, x.decision.RequestID, x.decision.Trace = x.start, x.msg.requestID, x.msg.trace
 		x.conclude(s, x.decide(ctx))
 		return nil
 	case phaseRequestBody:
@@ -87,7 +87,7 @@ func (x *exchange) conclude(s *Server, reason policy.Reason) {
 		return
 	}
 	x.decision.Reason = reason
-	x.decision.RequestID, x.decision.Trace, x.decision.Calls = x.msg.requestID, x.msg.trace, x.calls
+	x.decision.Calls = x.calls
 	if reason == policy.Allowed {
 		x.decision.Reason = x.allow()
 	}

@@ -96,7 +96,7 @@ const kept = 64 << 10
 
 // shrink lets go of the memory of a large request.
 func (m *message) shrink() {
-	m.body = nil
+	m.body, m.requestID, m.trace, m.filtered = nil, nil, nil, policy.Filtered{}
 	if cap(m.buf) > kept {
 		m.buf = nil
 		clear(m.req.Headers)
