@@ -161,6 +161,7 @@ func (r *reloader) load() error {
 	r.app.metrics.Retain(set)
 	r.app.share(fleet)
 	r.app.limits.Use(plan)
+	r.app.watch.Load(set)
 	r.app.secrets.Retain(needs)
 	if r.set.Swap(set) != nil && needsRestart(&r.app.started, &set.Server) {
 		r.app.log.Warn().Msg("server.listen, admin, tls, drain_delay and drain_timeout take effect at the next start")
