@@ -23,6 +23,7 @@ import (
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/admin"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/metrics"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/secrets"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/tracing"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/tokens"
 )
@@ -38,6 +39,7 @@ type app struct {
 	fleet     atomic.Pointer[tokens.Fleet] // nil without a shared cache
 	server    *extproc.Server
 	metrics   *metrics.Metrics
+	traces    *tracing.Tracing
 	// watchers are told of decisions and outcomes; complete before the first.
 	watchers observers
 	reload   *reloader
@@ -67,7 +69,10 @@ func newApp(ctx context.Context, src *source, log zerolog.Logger, lines *logQueu
 	a.tokens = tokens.New(tokens.Config{Secrets: a.secrets, Now: time.Now, Log: log, Observe: a.metrics.Fetched})
 	a.resources = tokens.NewResources(tokens.ResourceConfig{Now: time.Now, Log: log, Dice: rand.Float64})
 	a.callers = tokens.NewVerifier(tokens.VerifierConfig{Now: time.Now, Log: log})
-	a.watchers.decisions = []extproc.Observer{a.metrics}
+	a.traces = tracing.New(tracing.Config{
+		Secrets: a.secrets, Version: versionString(), Now: time.Now, Dice: rand.Float64, Count: a.metrics.Spans, Log: log,
+	})
+	a.watchers.decisions = []extproc.Observer{a.metrics, a.traces}
 	a.watchers.outcomes = []extproc.OutcomeObserver{a.metrics}
 	var err error
 	a.server, err = extproc.New(extproc.Config{
@@ -87,7 +92,7 @@ func newApp(ctx context.Context, src *source, log zerolog.Logger, lines *logQueu
 		return nil, err
 	}
 	if err := a.open(ctx, a.reload.set.Load(), lines.refusals(log)); err != nil {
-		a.close()
+		a.close() //nolint:contextcheck // it comes after the end of every context
 		return nil, err
 	}
 	return a, nil
@@ -232,6 +237,7 @@ func (a *app) close() {
 	a.tokens.Close()
 	a.callers.Close()
 	a.share(nil)
+	a.traces.Close()
 	a.secrets.Close()
 }
 
