@@ -21,9 +21,11 @@ import (
 
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/extproc"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/admin"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/limits"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/metrics"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/secrets"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/tracing"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/watch"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/tokens"
 )
@@ -42,6 +44,8 @@ type app struct {
 	traces    *tracing.Tracing
 	// watchers are told of decisions and outcomes; complete before the first.
 	watchers observers
+	watch    *watch.Watch
+	limits   *limits.Limits
 	reload   *reloader
 	grpc     *grpc.Server
 	health   *health.Server
@@ -72,12 +76,14 @@ func newApp(ctx context.Context, src *source, log zerolog.Logger, lines *logQueu
 	a.traces = tracing.New(tracing.Config{
 		Secrets: a.secrets, Version: versionString(), Now: time.Now, Dice: rand.Float64, Count: a.metrics.Spans, Log: log,
 	})
-	a.watchers.decisions = []extproc.Observer{a.metrics, a.traces}
-	a.watchers.outcomes = []extproc.OutcomeObserver{a.metrics}
+	a.watch = watch.New(watch.Config{Now: time.Now, Log: log})
+	a.watchers.decisions = []extproc.Observer{a.metrics, a.watch, a.traces}
+	a.watchers.outcomes = []extproc.OutcomeObserver{a.metrics, a.watch}
+	a.limits = newLimits(a.metrics, log)
 	var err error
 	a.server, err = extproc.New(extproc.Config{
 		Tokens: a.tokens, Verifier: a.callers, Secrets: a.secrets, Now: time.Now, Log: lines.refusals(log),
-		Observe: &a.watchers, Outcomes: &a.watchers,
+		Observe: &a.watchers, Outcomes: &a.watchers, Gate: gates{a.watch, a.limits},
 	})
 	if err != nil {
 		return nil, err
@@ -238,7 +244,16 @@ func (a *app) close() {
 	a.callers.Close()
 	a.share(nil)
 	a.traces.Close()
+	a.limits.Close()
 	a.secrets.Close()
+}
+
+// newLimits makes the gate of the policy's limits.
+func newLimits(m *metrics.Metrics, log zerolog.Logger) *limits.Limits {
+	counts := metrics.NewLimits(m.Registry)
+	return limits.New(limits.Config{
+		Now: time.Now, Log: log, Limited: counts.Limited, Asked: counts.Asked, Up: counts.Up, Off: counts.Off,
+	})
 }
 
 // newFleet makes the shared cache of a policy, nil when it has none.

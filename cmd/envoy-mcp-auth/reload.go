@@ -127,7 +127,11 @@ func (r *reloader) load() error {
 	if err := r.app.secrets.Require(needs); err != nil {
 		return fmt.Errorf("reading secrets: %w", err)
 	}
-	fleet, err := r.fleet(set)
+	plan, err := r.app.limits.Build(set)
+	var fleet *tokens.Fleet
+	if err == nil {
+		fleet, err = r.fleet(set)
+	}
 	if err == nil {
 		err = r.app.traces.Check(set)
 	}
@@ -136,6 +140,7 @@ func (r *reloader) load() error {
 		err = r.app.server.Load(set)
 	}
 	if err != nil {
+		r.app.limits.Drop(plan)
 		if fleet != nil && fleet != r.app.fleet.Load() {
 			fleet.Close()
 		}
@@ -147,6 +152,8 @@ func (r *reloader) load() error {
 	r.app.metrics.Retain(set)
 	r.app.traces.Use(set)
 	r.app.share(fleet)
+	r.app.limits.Use(plan)
+	r.app.watch.Load(set)
 	r.app.secrets.Retain(needs)
 	if r.set.Swap(set) != nil && needsRestart(&r.app.started, &set.Server) {
 		r.app.log.Warn().Msg("server.listen, admin, tls, drain_delay and drain_timeout take effect at the next start")
