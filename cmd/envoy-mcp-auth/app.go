@@ -19,6 +19,7 @@ import (
 	"google.golang.org/grpc/health"
 	"google.golang.org/grpc/health/grpc_health_v1"
 
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/envoy"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/extproc"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/admin"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/limits"
@@ -47,6 +48,7 @@ type app struct {
 	watch    *watch.Watch
 	limits   *limits.Limits
 	reload   *reloader
+	xds      *envoy.XDS // nil unless Envoys are served their configuration
 	grpc     *grpc.Server
 	health   *health.Server
 	admin    *http.Server
@@ -65,7 +67,7 @@ type app struct {
 
 // newApp loads the policy and opens the listeners, so that every mistake shows
 // before anything is served.
-func newApp(ctx context.Context, src *source, log zerolog.Logger, lines *logQueue) (*app, error) {
+func newApp(ctx context.Context, src *source, log zerolog.Logger, lines *logQueue, xds bool) (*app, error) {
 	a := &app{log: log}
 	a.metrics = metrics.New(versionString(), a.expiries)
 	a.secrets = secrets.New(secrets.Config{Env: src.st.env, Log: log, Stale: a.metrics.SecretsStale})
@@ -90,6 +92,10 @@ func newApp(ctx context.Context, src *source, log zerolog.Logger, lines *logQueu
 	}
 	a.metrics.AccessLog(a.server.LogStats)
 	a.metrics.StaleTokens(a.stale)
+	if xds {
+		refused := a.metrics.XDS(func() int { return len(a.xds.Status().Envoys) })
+		a.xds = envoy.NewXDS(envoy.XDSConfig{Now: time.Now, Log: log, Refused: refused}) //nolint:contextcheck // its streams end with Stop
+	}
 	a.reload = &reloader{src: src, app: a}
 	if err := a.reload.first(); err != nil {
 		a.tokens.Close()
@@ -116,6 +122,9 @@ func (a *app) open(ctx context.Context, set *policy.Set, refusals zerolog.Logger
 	}
 	a.grpc = grpc.NewServer(opts...)
 	a.server.Register(a.grpc) //nolint:contextcheck // each stream brings its own
+	if a.xds != nil {
+		a.xds.Register(a.grpc)
+	}
 	a.health = health.NewServer()
 	grpc_health_v1.RegisterHealthServer(a.grpc, a.health)
 	a.started = set.Server
@@ -146,6 +155,9 @@ func (a *app) run(ctx context.Context) error {
 	signal.Notify(hup, syscall.SIGHUP)
 	defer signal.Stop(hup)
 	go a.secrets.Run(background)
+	if a.xds != nil {
+		go a.xds.Run(background)
+	}
 	go a.reload.run(background, hup)
 	a.tokens.Warm(background)
 	go a.resources.Watch(background, func() []*policy.Upstream { return a.reload.set.Load().Upstreams })
@@ -216,6 +228,9 @@ func (a *app) shutdown(failed <-chan error) {
 		a.log.Error().Err(err).Msg("a listener failed while draining")
 	}
 	done := make(chan struct{})
+	if a.xds != nil {
+		a.xds.Stop()
+	}
 	a.server.StopLogs() // Envoy never ends one itself, so they would last until drain_timeout
 	go func() { a.grpc.GracefulStop(); close(done) }()
 	select {

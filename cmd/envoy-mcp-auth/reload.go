@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/envoy"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/secrets"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/watchfile"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
@@ -123,6 +124,12 @@ func (r *reloader) load() error {
 	if err != nil {
 		return err
 	}
+	var served *envoy.Resources
+	if r.app.xds != nil {
+		if served, err = envoy.NewResources(set, envoy.Options{}); err != nil {
+			return err
+		}
+	}
 	needs := secrets.Of(set)
 	if err := r.app.secrets.Require(needs); err != nil {
 		return fmt.Errorf("reading secrets: %w", err)
@@ -148,6 +155,11 @@ func (r *reloader) load() error {
 			r.app.secrets.Retain(secrets.Of(old))
 		}
 		return err
+	}
+	if served != nil {
+		// After the policy: what Envoy does not know yet is refused by nobody, and
+		// what the policy does not know any more is refused here.
+		r.app.xds.Push(served)
 	}
 	r.app.metrics.Retain(set)
 	r.app.traces.Use(set)

@@ -3,6 +3,7 @@ package main
 import (
 	"time"
 
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/envoy"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/limits"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/watch"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
@@ -16,6 +17,8 @@ type statusReport struct {
 	Policy  policyStatus `json:"policy"`
 	// SharedCache is missing without one.
 	SharedCache *tokens.FleetStatus `json:"shared_cache,omitempty"`
+	// XDS is missing unless Envoys are served their configuration.
+	XDS *envoy.XDSStatus `json:"xds,omitempty"`
 	// Limits is missing when nothing is limited.
 	Limits    *limits.Status   `json:"limits,omitempty"`
 	Upstreams []upstreamStatus `json:"upstreams"`
@@ -51,6 +54,10 @@ func (a *app) status() any {
 	if f := a.fleet.Load(); f != nil {
 		st := f.Status()
 		report.SharedCache = &st
+	}
+	if a.xds != nil {
+		st := a.xds.Status()
+		report.XDS = &st
 	}
 	report.Limits = a.limits.Status()
 	for _, w := range set.Warnings {
