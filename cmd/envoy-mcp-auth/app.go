@@ -25,6 +25,7 @@ import (
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/limits"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/metrics"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/secrets"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/tracing"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/watch"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/tokens"
@@ -41,6 +42,7 @@ type app struct {
 	fleet     atomic.Pointer[tokens.Fleet] // nil without a shared cache
 	server    *extproc.Server
 	metrics   *metrics.Metrics
+	traces    *tracing.Tracing
 	// watchers are told of decisions and outcomes; complete before the first.
 	watchers observers
 	watch    *watch.Watch
@@ -73,8 +75,11 @@ func newApp(ctx context.Context, src *source, log zerolog.Logger, lines *logQueu
 	a.tokens = tokens.New(tokens.Config{Secrets: a.secrets, Now: time.Now, Log: log, Observe: a.metrics.Fetched})
 	a.resources = tokens.NewResources(tokens.ResourceConfig{Now: time.Now, Log: log, Dice: rand.Float64})
 	a.callers = tokens.NewVerifier(tokens.VerifierConfig{Now: time.Now, Log: log})
+	a.traces = tracing.New(tracing.Config{
+		Secrets: a.secrets, Version: versionString(), Now: time.Now, Dice: rand.Float64, Count: a.metrics.Spans, Log: log,
+	})
 	a.watch = watch.New(watch.Config{Now: time.Now, Log: log})
-	a.watchers.decisions = []extproc.Observer{a.metrics, a.watch}
+	a.watchers.decisions = []extproc.Observer{a.metrics, a.watch, a.traces}
 	a.watchers.outcomes = []extproc.OutcomeObserver{a.metrics, a.watch}
 	a.limits = newLimits(a.metrics, log)
 	var err error
@@ -99,7 +104,7 @@ func newApp(ctx context.Context, src *source, log zerolog.Logger, lines *logQueu
 		return nil, err
 	}
 	if err := a.open(ctx, a.reload.set.Load(), lines.refusals(log)); err != nil {
-		a.close()
+		a.close() //nolint:contextcheck // it comes after the end of every context
 		return nil, err
 	}
 	return a, nil
@@ -253,6 +258,7 @@ func (a *app) close() {
 	a.tokens.Close()
 	a.callers.Close()
 	a.share(nil)
+	a.traces.Close()
 	a.limits.Close()
 	a.secrets.Close()
 }

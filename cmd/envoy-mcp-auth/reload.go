@@ -140,6 +140,9 @@ func (r *reloader) load() error {
 		fleet, err = r.fleet(set)
 	}
 	if err == nil {
+		err = r.app.traces.Check(set)
+	}
+	if err == nil {
 		r.app.metrics.Expect(set)
 		err = r.app.server.Load(set)
 	}
@@ -159,6 +162,7 @@ func (r *reloader) load() error {
 		r.app.xds.Push(served)
 	}
 	r.app.metrics.Retain(set)
+	r.app.traces.Use(set)
 	r.app.share(fleet)
 	r.app.limits.Use(plan)
 	r.app.watch.Load(set)

@@ -86,7 +86,7 @@ func serve(ctx context.Context, f *serveFlags, log zerolog.Logger, lines *logQue
 	if err != nil {
 		return err
 	}
-	defer a.close()
+	defer a.close() //nolint:contextcheck // it comes after the end of every context
 	// Only from here on is there anything to drain. Before, and in all other
 	// commands, a signal ends the process at once, whatever it waits for.
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, os.Interrupt)
