@@ -42,6 +42,22 @@ func Require(t cached.TB) string {
 	return cached.Require(t, "Envoy", Find, ErrNotFound)
 }
 
+// Version returns what the binary says it is, such as 1.40.0.
+func Version(ctx context.Context, binary string) (string, error) {
+	out, err := exec.CommandContext(ctx, binary, "--version").Output() //nolint:gosec // the binary is Find's
+	if err != nil {
+		return "", fmt.Errorf("%s --version: %w", binary, err)
+	}
+	// envoy  version: COMMIT/1.40.0/Clean/RELEASE/BoringSSL
+	parts := strings.Split(string(out), "/")
+	for _, part := range parts {
+		if strings.Count(part, ".") == 2 && strings.Trim(part, ".0123456789") == "" {
+			return part, nil
+		}
+	}
+	return "", fmt.Errorf("want a version in what %s --version says, got %q", binary, tail(out, 200))
+}
+
 // Validate runs Envoy's own check of a configuration. Its complaint is part of
 // the error.
 func Validate(ctx context.Context, binary, file string) error {
