@@ -44,13 +44,12 @@ func Require(t cached.TB) string {
 
 // Version returns what the binary says it is, such as 1.40.0.
 func Version(ctx context.Context, binary string) (string, error) {
-	out, err := exec.CommandContext(ctx, binary, "--version").Output() //nolint:gosec // the binary is Find's
+	out, err := exec.CommandContext(ctx, binary, "--version").Output()
 	if err != nil {
 		return "", fmt.Errorf("%s --version: %w", binary, err)
 	}
 	// envoy  version: COMMIT/1.40.0/Clean/RELEASE/BoringSSL
-	parts := strings.Split(string(out), "/")
-	for _, part := range parts {
+	for part := range strings.SplitSeq(string(out), "/") {
 		if strings.Count(part, ".") == 2 && strings.Trim(part, ".0123456789") == "" {
 			return part, nil
 		}

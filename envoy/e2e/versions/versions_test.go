@@ -7,6 +7,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -69,7 +70,7 @@ func TestVersions(t *testing.T) {
 	}
 	suite := build(t)
 	var all []column
-	for _, binary := range strings.Fields(os.Getenv("ENVOY_VERSIONS")) {
+	for _, binary := range strings.FieldsSeq(os.Getenv("ENVOY_VERSIONS")) {
 		version, err := realenvoy.Version(t.Context(), binary)
 		if err != nil {
 			t.Fatal(err)
@@ -78,9 +79,7 @@ func TestVersions(t *testing.T) {
 		c := column{version: version, results: run(t, suite, binary, expression())}
 		if again := c.failed(); len(again) > 0 { // the machine may have been busy
 			t.Logf("Envoy %s: once more, by itself: %s", version, again)
-			for name, result := range run(t, suite, binary, "^("+strings.Join(again, "|")+")$") {
-				c.results[name] = result
-			}
+			maps.Copy(c.results, run(t, suite, binary, "^("+strings.Join(again, "|")+")$"))
 		}
 		t.Logf("Envoy %s: %d tests in %s", version, len(c.results), time.Since(begun).Round(time.Second))
 		all = append(all, c)
@@ -124,7 +123,7 @@ func build(t *testing.T) string {
 func expression() string {
 	var parts []string
 	for _, p := range promises() {
-		for _, name := range strings.Fields(p.tests) {
+		for name := range strings.FieldsSeq(p.tests) {
 			if strings.HasSuffix(name, "_") {
 				name += ".*"
 			}
