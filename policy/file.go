@@ -17,6 +17,8 @@ type File struct {
 	SecretStores SecretStoresSpec `yaml:"secret_stores"`
 	// SharedCache is where replicas share tokens. Left out, each process fetches its own.
 	SharedCache *SharedCacheSpec `yaml:"shared_cache"`
+	// Audit is where a record of every decision and outcome goes. Left out, none is kept.
+	Audit *AuditSpec `yaml:"audit"`
 	// Defaults holds the blocks that an upstream inherits when it does not set them itself.
 	Defaults DefaultsSpec `yaml:"defaults"`
 	// Callers names who may call, and how each one proves it.

@@ -12,6 +12,8 @@ type Set struct {
 	Stores SecretStores
 	// SharedCache is where replicas share tokens; nil when they do not.
 	SharedCache *SharedCache
+	// Audit is where a record of every decision goes; nil for none.
+	Audit *Audit
 	// Upstreams are all upstreams, sorted by name.
 	Upstreams []*Upstream
 	// Callers are all callers, sorted by name.
