@@ -29,6 +29,8 @@ func kinds() map[string]func(t *testing.T, path string, b []byte) {
 		"static_resources": goodEnvoy,
 		"mcp_servers":      goodLiteLLM,
 		"services":         func(*testing.T, string, []byte) {}, // compose has tests of its own
+		"groups":           func(*testing.T, string, []byte) {}, // and prometheus
+		"rule_files":       func(*testing.T, string, []byte) {},
 	}
 }
 

@@ -206,6 +206,7 @@ func (s *Server) end(x *exchange, err *error) {
 	x.snap, x.principal, x.token = nil, nil, nil
 	x.standard = policy.Standard{}
 	clear(x.calls)
+	x.decision.Calls, x.decision.RequestID, x.decision.Trace = nil, nil, nil
 	x.msg.shrink()
 	s.pool.Put(x)
 }

@@ -68,6 +68,7 @@ func newApp(ctx context.Context, src *source, log zerolog.Logger, lines *logQueu
 	a.resources = tokens.NewResources(tokens.ResourceConfig{Now: time.Now, Log: log, Dice: rand.Float64})
 	a.callers = tokens.NewVerifier(tokens.VerifierConfig{Now: time.Now, Log: log})
 	a.watchers.decisions = []extproc.Observer{a.metrics}
+	a.watchers.outcomes = []extproc.OutcomeObserver{a.metrics}
 	var err error
 	a.server, err = extproc.New(extproc.Config{
 		Tokens: a.tokens, Verifier: a.callers, Secrets: a.secrets, Now: time.Now, Log: lines.refusals(log),

@@ -129,6 +129,7 @@ func (r *reloader) load() error {
 	}
 	fleet, err := r.fleet(set)
 	if err == nil {
+		r.app.metrics.Expect(set)
 		err = r.app.server.Load(set)
 	}
 	if err != nil {
@@ -140,6 +141,7 @@ func (r *reloader) load() error {
 		}
 		return err
 	}
+	r.app.metrics.Retain(set)
 	r.app.share(fleet)
 	r.app.secrets.Retain(needs)
 	if r.set.Swap(set) != nil && needsRestart(&r.app.started, &set.Server) {
