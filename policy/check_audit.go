@@ -19,12 +19,7 @@ func (c *checker) audit(path string, spec *AuditSpec) {
 	if !c.good(path) {
 		return
 	}
-	if spec.File == "" && !spec.Stdout && spec.Syslog == nil && spec.OTLP == nil && !c.faulty(path) {
-		c.fault(path, "want at least one of file, stdout, syslog and otlp, got none of them; add for example file: /var/log/envoy-mcp-auth/audit.jsonl")
-	}
-	if p := path + ".required"; c.good(p) && spec.Required && spec.File == "" && !spec.Stdout && !c.faulty(path) {
-		c.fault(p, "want file or stdout with this, since only these say that a line is written; add file")
-	}
+	c.auditSinks(path, spec)
 	if p := path + ".file"; c.good(p) && strings.HasSuffix(spec.File, "/") {
 		c.fault(p, "want the path of a file, got that of a directory, %s; add a name such as audit.jsonl", c.got(p))
 	}
@@ -34,6 +29,19 @@ func (c *checker) audit(path string, spec *AuditSpec) {
 	}
 	if spec.OTLP != nil {
 		c.auditOTLP(path+".otlp", spec.OTLP)
+	}
+}
+
+// auditSinks checks that there is a sink, and one that can be required.
+func (c *checker) auditSinks(path string, spec *AuditSpec) {
+	if spec.File != "" || spec.Stdout || c.faulty(path) {
+		return
+	}
+	if spec.Syslog == nil && spec.OTLP == nil {
+		c.fault(path, "want at least one of file, stdout, syslog and otlp, got none of them; add for example file: /var/log/envoy-mcp-auth/audit.jsonl")
+	}
+	if p := path + ".required"; c.good(p) && spec.Required {
+		c.fault(p, "want file or stdout with this, since only these say that a line is written; add file")
 	}
 }
 
@@ -58,25 +66,29 @@ func (c *checker) auditSyslog(path string, spec *AuditSyslogSpec) {
 	if p := path + ".tag"; c.good(p) && (!isVisible(spec.Tag) || len(spec.Tag) > 32 || strings.ContainsAny(spec.Tag, "[]:")) {
 		c.fault(p, "want at most 32 visible ASCII characters without [, ] and :, got %s; correct it", c.got(p))
 	}
-	p := path + ".address"
-	if !c.good(p) {
+	if p := path + ".address"; c.good(p) {
+		c.syslogServer(p, spec)
+	}
+}
+
+func (c *checker) syslogServer(path string, spec *AuditSyslogSpec) {
+	got := c.gotURL(path)
+	u, err := url.Parse(spec.Address)
+	if err != nil || !isVisible(spec.Address) || u.User != nil || strings.ContainsAny(spec.Address, "?#") {
+		c.fault(path, "want unix:///PATH, udp://HOST:PORT or tcp://HOST:PORT, got %s; check its spelling", got)
 		return
 	}
-	got := c.gotURL(p)
-	u, err := url.Parse(spec.Address)
 	switch {
-	case err != nil || !isVisible(spec.Address) || u.User != nil || u.RawQuery != "" || u.Fragment != "":
-		c.fault(p, "want unix:///PATH, udp://HOST:PORT or tcp://HOST:PORT, got %s; check its spelling", got)
 	case u.Scheme == "unix":
 		if u.Host != "" || len(u.Path) < 2 {
-			c.fault(p, "want unix:///ABSOLUTE/PATH, got %s; write three slashes and the socket's path", got)
+			c.fault(path, "want unix:///ABSOLUTE/PATH, got %s; write three slashes and the socket's path", got)
 		}
 	case u.Scheme != "udp" && u.Scheme != "tcp":
-		c.fault(p, "want a URL that starts with unix://, udp:// or tcp://, got %s; correct it", got)
+		c.fault(path, "want a URL that starts with unix://, udp:// or tcp://, got %s; correct it", got)
 	case u.Hostname() == "" || u.Port() == "" || !validPort(u) || u.Path != "":
-		c.fault(p, "want HOST:PORT after the scheme, got %s; write for example udp://syslog.company.com:514", got)
+		c.fault(path, "want HOST:PORT after the scheme, got %s; write for example udp://syslog.company.com:514", got)
 	case !spec.AllowPlaintext && !isLoopback(u.Hostname()):
-		c.fault(p, "want a server on this host, since syslog is not encrypted, got %s; send it to a local relay that speaks TLS, or set allow_plaintext: true if the network between is yours", got)
+		c.fault(path, "want a server on this host, since syslog is not encrypted, got %s; send it to a local relay that speaks TLS, or set allow_plaintext: true if the network between is yours", got)
 	}
 }
 

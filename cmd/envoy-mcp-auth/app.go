@@ -21,6 +21,7 @@ import (
 
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/extproc"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/admin"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/audit"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/metrics"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/secrets"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
@@ -35,6 +36,7 @@ type app struct {
 	// resources compares what upstreams say of themselves with the policy.
 	resources *tokens.Resources
 	callers   *tokens.Verifier
+	audit     *audit.Log
 	fleet     atomic.Pointer[tokens.Fleet] // nil without a shared cache
 	server    *extproc.Server
 	metrics   *metrics.Metrics
@@ -68,21 +70,24 @@ func newApp(ctx context.Context, src *source, log zerolog.Logger, lines *logQueu
 	a.resources = tokens.NewResources(tokens.ResourceConfig{Now: time.Now, Log: log, Dice: rand.Float64})
 	a.callers = tokens.NewVerifier(tokens.VerifierConfig{Now: time.Now, Log: log})
 	a.watchers.decisions = []extproc.Observer{a.metrics}
-	a.watchers.outcomes = []extproc.OutcomeObserver{a.metrics}
+	a.audit = audit.New(audit.Config{Secrets: a.secrets, Now: time.Now, Stdout: src.st.out, Log: log, Version: versionString()})
+	a.watchers.outcomes = []extproc.OutcomeObserver{a.metrics, a.audit}
 	var err error
 	a.server, err = extproc.New(extproc.Config{
 		Tokens: a.tokens, Verifier: a.callers, Secrets: a.secrets, Now: time.Now, Log: lines.refusals(log),
-		Observe: &a.watchers, Outcomes: &a.watchers,
+		Observe: &a.watchers, Outcomes: &a.watchers, Audit: a.audit,
 	})
 	if err != nil {
 		return nil, err
 	}
 	a.metrics.AccessLog(a.server.LogStats)
 	a.metrics.StaleTokens(a.stale)
+	a.metrics.Audit(a.audit.Status)
 	a.reload = &reloader{src: src, app: a}
 	if err := a.reload.first(); err != nil {
 		a.tokens.Close()
 		a.callers.Close()
+		a.audit.Close()
 		a.secrets.Close()
 		return nil, err
 	}
@@ -232,6 +237,7 @@ func (a *app) close() {
 	a.tokens.Close()
 	a.callers.Close()
 	a.share(nil)
+	a.audit.Close()
 	a.secrets.Close()
 }
 

@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/audit"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/secrets"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/watchfile"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
@@ -128,6 +129,10 @@ func (r *reloader) load() error {
 		return fmt.Errorf("reading secrets: %w", err)
 	}
 	fleet, err := r.fleet(set)
+	var audited *audit.Change
+	if err == nil {
+		audited, err = r.app.audit.Prepare(set.Audit)
+	}
 	if err == nil {
 		r.app.metrics.Expect(set)
 		err = r.app.server.Load(set)
@@ -136,11 +141,15 @@ func (r *reloader) load() error {
 		if fleet != nil && fleet != r.app.fleet.Load() {
 			fleet.Close()
 		}
+		if audited != nil {
+			audited.Cancel()
+		}
 		if old := r.set.Load(); old != nil {
 			r.app.secrets.Retain(secrets.Of(old))
 		}
 		return err
 	}
+	audited.Commit()
 	r.app.metrics.Retain(set)
 	r.app.share(fleet)
 	r.app.secrets.Retain(needs)

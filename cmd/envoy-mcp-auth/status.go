@@ -3,6 +3,7 @@ package main
 import (
 	"time"
 
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/audit"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/tokens"
 )
@@ -14,7 +15,9 @@ type statusReport struct {
 	Policy  policyStatus `json:"policy"`
 	// SharedCache is missing without one.
 	SharedCache *tokens.FleetStatus `json:"shared_cache,omitempty"`
-	Upstreams   []upstreamStatus    `json:"upstreams"`
+	// Audit is missing when nothing is recorded.
+	Audit     *audit.Status    `json:"audit,omitempty"`
+	Upstreams []upstreamStatus `json:"upstreams"`
 	// Issuers are those whose tokens prove callers.
 	Issuers []tokens.IssuerStatus `json:"issuers,omitempty"`
 }
@@ -45,6 +48,10 @@ func (a *app) status() any {
 	if f := a.fleet.Load(); f != nil {
 		st := f.Status()
 		report.SharedCache = &st
+	}
+	if set.Audit != nil {
+		st := a.audit.Status()
+		report.Audit = &st
 	}
 	for _, w := range set.Warnings {
 		report.Policy.Warnings = append(report.Policy.Warnings, w.String())

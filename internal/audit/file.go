@@ -82,7 +82,7 @@ func lockFile(path string) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("audit.file: %w; make the directory, and let the user of this process write there", err)
 	}
-	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil { //nolint:gosec // a descriptor
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		_ = lock.Close()
 		return nil, fmt.Errorf("audit.file: another process writes %s (%w); give each a file of its own", path, err)
 	}
@@ -91,7 +91,7 @@ func lockFile(path string) (*os.File, error) {
 
 // open opens the file that path leads to now.
 func (f *file) open(own seals) (found, error) {
-	h, err := os.OpenFile(f.path, os.O_RDWR|os.O_APPEND|os.O_CREATE|syscall.O_NONBLOCK, 0o600) //nolint:gosec // the operator names the path
+	h, err := os.OpenFile(f.path, os.O_RDWR|os.O_APPEND|os.O_CREATE|syscall.O_NONBLOCK, 0o600)
 	if err != nil {
 		return found{}, fmt.Errorf("audit.file: %w; make the directory, and let the user of this process write there", err)
 	}

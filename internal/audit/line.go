@@ -104,6 +104,9 @@ func (k kind) String() string {
 // bounded already.
 const maxText = 256
 
+// maxID bounds a request id, as extproc.Outcome.RequestID is bounded.
+const maxID = 64
+
 // timeLayout has a fixed width, so that lines sort as text.
 const timeLayout = "2006-01-02T15:04:05.000000000Z"
 
@@ -148,12 +151,24 @@ func (f fields) seconds(name string, v time.Duration) fields {
 	return strconv.AppendFloat(f.key(name), v.Seconds(), 'f', 9, 64)
 }
 
+// id has the request id in the form that the access log's has, so that they are equal.
+func (f fields) id(v []byte) fields {
+	if len(v) == 0 {
+		return f
+	}
+	f = append(f.key("request_id"), '"')
+	for _, c := range v[:min(len(v), maxID)] {
+		if c > ' ' && c < 0x7f {
+			f = appendASCII(f, c)
+		}
+	}
+	return append(f, '"')
+}
+
 // appendDecision is the line of a decision, but for its end.
 func appendDecision(b []byte, d *extproc.Decision, now time.Time) []byte {
 	f := begin(b, kindDecision, now)
-	if id := d.RequestID; len(id) > 0 {
-		f = appendText(f.key("request_id"), id, maxText)
-	}
+	f = f.id(d.RequestID)
 	f = f.text("upstream", d.Upstream).text("caller", d.Caller).text("issuer", d.Issuer).text("subject", d.Subject)
 	f = f.text("tool", d.Tool)
 	if len(d.Calls) > 1 {

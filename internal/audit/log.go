@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -65,8 +66,10 @@ const (
 // its methods may be called from any number of goroutines. A new one records
 // nothing until a Change is committed.
 type Log struct {
-	cfg   Config
-	began time.Time
+	cfg    Config
+	ctx    context.Context // the life of the feeds, ended by Close
+	cancel context.CancelFunc
+	began  time.Time
 	mode  atomic.Int32
 	pool  sync.Pool
 	// busy is when the writer began to write what it is writing, in nanoseconds
@@ -92,6 +95,7 @@ func New(cfg Config) *Log {
 		cfg: cfg, began: cfg.Now().Add(-time.Nanosecond), wake: make(chan struct{}, 1),
 		commands: make(chan func(), 16), over: make(chan struct{}),
 	}
+	l.ctx, l.cancel = context.WithCancel(context.Background())
 	l.pool.New = func() any { return newEntry() }
 	l.writer.log = l
 	go l.writer.run()
@@ -251,6 +255,7 @@ func (l *Log) do(f func()) bool {
 
 // Close writes what waits and ends the record, both within 2 s.
 func (l *Log) Close() {
+	defer l.cancel()
 	var feeds []*feed
 	ended := l.do(func() {
 		l.mu.Lock()

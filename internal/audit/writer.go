@@ -183,7 +183,7 @@ func (w *writer) put(batch []*entry) error {
 	w.lost += w.log.counts.unsaid.Swap(0)
 	notes, now := w.notes, w.log.cfg.Now()
 	if w.lost > 0 {
-		notes = append(notes[:len(notes):len(notes)], noteDropped(now, w.lost))
+		notes = append(slices.Clip(notes), noteDropped(now, w.lost))
 	}
 	if len(batch)+len(notes) == 0 {
 		return nil
