@@ -1,9 +1,7 @@
 package policy
 
 import (
-	"maps"
 	"net/url"
-	"slices"
 	"strings"
 	"time"
 )
@@ -28,7 +26,7 @@ func (c *checker) audit(path string, spec *AuditSpec) {
 		c.auditSyslog(path+".syslog", spec.Syslog)
 	}
 	if spec.OTLP != nil {
-		c.auditOTLP(path+".otlp", spec.OTLP)
+		c.otlp(path+".otlp", spec.OTLP)
 	}
 }
 
@@ -92,25 +90,6 @@ func (c *checker) syslogServer(path string, spec *AuditSyslogSpec) {
 	}
 }
 
-func (c *checker) auditOTLP(path string, spec *AuditOTLPSpec) {
-	c.url(path+".endpoint", spec.Endpoint, urlRules{plaintext: spec.AllowPlaintext, hint: "set allow_plaintext: true if the network between is yours"})
-	if p := path + ".ca"; c.good(p) && c.good(path+".endpoint") && !strings.HasPrefix(strings.ToLower(spec.Endpoint), "https:") {
-		c.fault(p, "this is for https endpoints; remove it, or write https://")
-	}
-	seen := map[string]bool{}
-	for _, name := range slices.Sorted(maps.Keys(spec.Headers)) {
-		lower := strings.ToLower(name)
-		switch p := join(path+".headers", name); {
-		case !isToken(name) || strings.HasPrefix(lower, "content-") || lower == "host":
-			c.fault(p, "want the name of a header that a collector asks for; write for example authorization")
-		case seen[lower]:
-			c.fault(p, "this header is here twice, in another case; remove one")
-		default:
-			seen[lower] = true
-		}
-	}
-}
-
 func (c *checker) compileAudit() *Audit {
 	spec := c.f.Audit
 	if spec == nil {
@@ -129,10 +108,7 @@ func (c *checker) compileAudit() *Audit {
 		a.Syslog = AuditSyslog{Address: s.Address, Facility: s.Facility, Tag: s.Tag}
 	}
 	if o := spec.OTLP; o != nil {
-		a.OTLP = &AuditOTLP{Endpoint: o.Endpoint, CA: c.resolve(o.CA)}
-		for _, name := range slices.Sorted(maps.Keys(o.Headers)) {
-			a.OTLP.Headers = append(a.OTLP.Headers, SecretHeader{strings.ToLower(name), o.Headers[name].Ref})
-		}
+		a.OTLP = &AuditOTLP{Endpoint: o.Endpoint, CA: c.resolve(o.CA), Headers: o.headers()}
 	}
 	return a
 }

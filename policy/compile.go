@@ -19,6 +19,8 @@ func (c *checker) compile() *Set {
 	}
 	s.SharedCache = c.compileSharedCache()
 	s.Audit = c.compileAudit()
+	s.Limits = c.compileLimits()
+	s.Tracing = c.compileTracing()
 	callers := make(map[string]*Caller, len(c.f.Callers))
 	for _, name := range slices.Sorted(maps.Keys(c.f.Callers)) {
 		callers[name] = c.compileCaller(name)

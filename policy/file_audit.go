@@ -9,7 +9,7 @@ type AuditSpec struct {
 	// Syslog sends the lines to a syslog server.
 	Syslog *AuditSyslogSpec `yaml:"syslog"`
 	// OTLP sends the lines as log records to an OpenTelemetry collector.
-	OTLP *AuditOTLPSpec `yaml:"otlp"`
+	OTLP *OTLPSpec `yaml:"otlp"`
 	// Required refuses a request (503 `audit_unavailable`) when its line is not written within 100 ms. Needs `file` or `stdout`: the first of the two that is there. Without it, such lines are counted as dropped and the request goes on.
 	Required bool `yaml:"required"`
 	// Rotate says when `file` is put aside and a new one begun. The chain goes on.
@@ -38,16 +38,4 @@ type AuditSyslogSpec struct {
 	Facility string `yaml:"facility" default:"authpriv" enum:"auth,authpriv,daemon,user,local0,local1,local2,local3,local4,local5,local6,local7"`
 	// Tag is the name that the lines begin with.
 	Tag string `yaml:"tag" default:"envoy-mcp-auth"`
-}
-
-// AuditOTLPSpec is an OpenTelemetry collector, spoken to in OTLP over HTTP (protobuf). It gets the lines off the request path; those that it does not take are counted as dropped. Nothing is taken from OTEL_… variables.
-type AuditOTLPSpec struct {
-	// Endpoint is the URL of the collector's logs, such as https://otel.company.com:4318/v1/logs.
-	Endpoint string `yaml:"endpoint" required:"true"`
-	// AllowPlaintext permits an http endpoint that is not loopback.
-	AllowPlaintext bool `yaml:"allow_plaintext"`
-	// CA is the path of a PEM file with the authorities that sign the collector's certificate. Left out, the system's.
-	CA string `yaml:"ca"`
-	// Headers are sent with every request: name to secret, such as `authorization: "Bearer ${OTLP_TOKEN}"`.
-	Headers map[string]SecretSpec `yaml:"headers"`
 }

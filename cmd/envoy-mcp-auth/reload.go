@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/audit"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/limits"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/secrets"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/watchfile"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
@@ -128,30 +129,20 @@ func (r *reloader) load() error {
 	if err := r.app.secrets.Require(needs); err != nil {
 		return fmt.Errorf("reading secrets: %w", err)
 	}
-	fleet, err := r.fleet(set)
-	var audited *audit.Change
-	if err == nil {
-		audited, err = r.app.audit.Prepare(set.Audit)
-	}
+	parts, err := r.build(set)
 	if err == nil {
 		r.app.metrics.Expect(set)
 		err = r.app.server.Load(set)
 	}
 	if err != nil {
-		if fleet != nil && fleet != r.app.fleet.Load() {
-			fleet.Close()
-		}
-		if audited != nil {
-			audited.Cancel()
-		}
+		parts.drop(r.app)
 		if old := r.set.Load(); old != nil {
 			r.app.secrets.Retain(secrets.Of(old))
 		}
 		return err
 	}
-	audited.Commit()
+	parts.use(r.app)
 	r.app.metrics.Retain(set)
-	r.app.share(fleet)
 	r.app.secrets.Retain(needs)
 	if r.set.Swap(set) != nil && needsRestart(&r.app.started, &set.Server) {
 		r.app.log.Warn().Msg("server.listen, admin, tls, drain_delay and drain_timeout take effect at the next start")
@@ -162,6 +153,41 @@ func (r *reloader) load() error {
 	r.state.Store(&reloadState{LoadedAt: time.Now()})
 	settleMemory(r.src.st.env)
 	return nil
+}
+
+// parts are what a policy has besides its decisions, made and not yet in force.
+type parts struct {
+	plan  *limits.Plan
+	fleet *tokens.Fleet
+	audit *audit.Change
+}
+
+// build makes the parts. After an error, those that are made have to be dropped.
+func (r *reloader) build(set *policy.Set) (p parts, err error) {
+	if p.plan, err = r.app.limits.Build(set); err != nil {
+		return p, err
+	}
+	if p.fleet, err = r.fleet(set); err != nil {
+		return p, err
+	}
+	p.audit, err = r.app.audit.Prepare(set.Audit)
+	return p, err
+}
+
+func (p *parts) drop(a *app) {
+	a.limits.Drop(p.plan)
+	if p.fleet != nil && p.fleet != a.fleet.Load() {
+		p.fleet.Close()
+	}
+	if p.audit != nil {
+		p.audit.Cancel()
+	}
+}
+
+func (p *parts) use(a *app) {
+	p.audit.Commit()
+	a.share(p.fleet)
+	a.limits.Use(p.plan)
 }
 
 // fleet returns the shared cache of a policy: the one in force when the policy

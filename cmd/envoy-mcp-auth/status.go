@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/audit"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/limits"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/tokens"
 )
@@ -16,7 +17,9 @@ type statusReport struct {
 	// SharedCache is missing without one.
 	SharedCache *tokens.FleetStatus `json:"shared_cache,omitempty"`
 	// Audit is missing when nothing is recorded.
-	Audit     *audit.Status    `json:"audit,omitempty"`
+	Audit *audit.Status `json:"audit,omitempty"`
+	// Limits is missing when nothing is limited.
+	Limits    *limits.Status   `json:"limits,omitempty"`
 	Upstreams []upstreamStatus `json:"upstreams"`
 	// Issuers are those whose tokens prove callers.
 	Issuers []tokens.IssuerStatus `json:"issuers,omitempty"`
@@ -53,6 +56,7 @@ func (a *app) status() any {
 		st := a.audit.Status()
 		report.Audit = &st
 	}
+	report.Limits = a.limits.Status()
 	for _, w := range set.Warnings {
 		report.Policy.Warnings = append(report.Policy.Warnings, w.String())
 	}

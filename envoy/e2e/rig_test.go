@@ -83,6 +83,9 @@ type rig struct {
 	leaky   bool // the case shows what leaks, so the audit's findings are its own to judge
 	dumped  bool // the case makes the program print its goroutines
 
+	env  []string // further variables of the program
+	lent []string // further credentials that nobody may read but an upstream of its own
+
 	mu      sync.Mutex
 	answers bytes.Buffer // all that callers were told
 	told    []string     // paths of further logs to scan
@@ -106,6 +109,9 @@ func (f *facts) upstream(name string) *upstream {
 	}
 	return f.upstreams[name]
 }
+
+// Addr is URL without its scheme and path.
+func (f *facts) Addr(name string) string { return f.upstream(name).addr }
 
 // SecureURL is URL for an upstream that speaks TLS, and HTTP/2 if asked to.
 func (f *facts) SecureURL(name string) string {
@@ -192,6 +198,7 @@ func (r *rig) command(args ...string) *exec.Cmd {
 		"PATH=" + os.Getenv("PATH"), "ALPHA_SECRET=" + alphaSecret, "GORACE=halt_on_error=0",
 		"GOTRACEBACK=all", "HOME=" + r.dir,
 	}
+	cmd.Env = append(cmd.Env, r.env...)
 	return cmd
 }
 

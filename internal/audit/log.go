@@ -70,8 +70,8 @@ type Log struct {
 	ctx    context.Context // the life of the feeds, ended by Close
 	cancel context.CancelFunc
 	began  time.Time
-	mode  atomic.Int32
-	pool  sync.Pool
+	mode   atomic.Int32
+	pool   sync.Pool
 	// busy is when the writer began to write what it is writing, in nanoseconds
 	// after began; 0 while it is not.
 	busy atomic.Int64
