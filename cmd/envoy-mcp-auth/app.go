@@ -25,6 +25,7 @@ import (
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/limits"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/metrics"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/secrets"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/watch"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/tokens"
 )
@@ -43,6 +44,7 @@ type app struct {
 	metrics   *metrics.Metrics
 	// watchers are told of decisions and outcomes; complete before the first.
 	watchers observers
+	watch    *watch.Watch
 	limits   *limits.Limits
 	reload   *reloader
 	grpc     *grpc.Server
@@ -71,14 +73,15 @@ func newApp(ctx context.Context, src *source, log zerolog.Logger, lines *logQueu
 	a.tokens = tokens.New(tokens.Config{Secrets: a.secrets, Now: time.Now, Log: log, Observe: a.metrics.Fetched})
 	a.resources = tokens.NewResources(tokens.ResourceConfig{Now: time.Now, Log: log, Dice: rand.Float64})
 	a.callers = tokens.NewVerifier(tokens.VerifierConfig{Now: time.Now, Log: log})
-	a.watchers.decisions = []extproc.Observer{a.metrics}
 	a.audit = audit.New(audit.Config{Secrets: a.secrets, Now: time.Now, Stdout: src.st.out, Log: log, Version: versionString()})
-	a.watchers.outcomes = []extproc.OutcomeObserver{a.metrics, a.audit}
+	a.watch = watch.New(watch.Config{Now: time.Now, Log: log})
+	a.watchers.decisions = []extproc.Observer{a.metrics, a.watch}
+	a.watchers.outcomes = []extproc.OutcomeObserver{a.metrics, a.watch, a.audit}
 	a.limits = newLimits(a.metrics, log)
 	var err error
 	a.server, err = extproc.New(extproc.Config{
 		Tokens: a.tokens, Verifier: a.callers, Secrets: a.secrets, Now: time.Now, Log: lines.refusals(log),
-		Observe: &a.watchers, Outcomes: &a.watchers, Gate: gates{a.limits}, Audit: a.audit,
+		Observe: &a.watchers, Outcomes: &a.watchers, Gate: gates{a.watch, a.limits}, Audit: a.audit,
 	})
 	if err != nil {
 		return nil, err

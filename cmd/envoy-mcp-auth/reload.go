@@ -157,6 +157,7 @@ func (r *reloader) load() error {
 
 // parts are what a policy has besides its decisions, made and not yet in force.
 type parts struct {
+	set   *policy.Set
 	plan  *limits.Plan
 	fleet *tokens.Fleet
 	audit *audit.Change
@@ -164,6 +165,7 @@ type parts struct {
 
 // build makes the parts. After an error, those that are made have to be dropped.
 func (r *reloader) build(set *policy.Set) (p parts, err error) {
+	p.set = set
 	if p.plan, err = r.app.limits.Build(set); err != nil {
 		return p, err
 	}
@@ -188,6 +190,7 @@ func (p *parts) use(a *app) {
 	p.audit.Commit()
 	a.share(p.fleet)
 	a.limits.Use(p.plan)
+	a.watch.Load(p.set)
 }
 
 // fleet returns the shared cache of a policy: the one in force when the policy

@@ -5,6 +5,7 @@ import (
 
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/audit"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/limits"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/watch"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/tokens"
 )
@@ -23,6 +24,8 @@ type statusReport struct {
 	Upstreams []upstreamStatus `json:"upstreams"`
 	// Issuers are those whose tokens prove callers.
 	Issuers []tokens.IssuerStatus `json:"issuers,omitempty"`
+	// Watch is how the calls of each upstream fare.
+	Watch watch.Status `json:"watch"`
 }
 
 type policyStatus struct {
@@ -44,7 +47,7 @@ type upstreamStatus struct {
 
 func (a *app) status() any {
 	set := a.reload.set.Load()
-	report := statusReport{Version: versionString(), Ready: "yes", Policy: policyStatus{File: a.reload.src.file, reloadState: *a.reload.state.Load()}, Issuers: a.callers.Status()}
+	report := statusReport{Version: versionString(), Ready: "yes", Policy: policyStatus{File: a.reload.src.file, reloadState: *a.reload.state.Load()}, Issuers: a.callers.Status(), Watch: a.watch.Status()}
 	if err := a.ready(); err != nil {
 		report.Ready = "no: " + err.Error()
 	}
