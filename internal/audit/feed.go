@@ -13,9 +13,17 @@ import (
 // maxWaiting bounds, in bytes, the lines that wait for a feed.
 const maxWaiting = 8 << 20
 
-// sender takes whole lines to a place. It may wait; it is called by one goroutine.
+// lingers is how long lines wait for others where each delivery costs a round trip,
+// and maxDelivery, in bytes, how many go at once then.
+const (
+	lingers     = time.Second
+	maxDelivery = 256 << 10
+)
+
+// sender takes whole lines to a place, and returns how many of them came there. It
+// may wait; it is called by one goroutine.
 type sender interface {
-	send(ctx context.Context, lines [][]byte) error
+	send(ctx context.Context, lines [][]byte) (int, error)
 	close()
 }
 
@@ -25,12 +33,13 @@ type feed struct {
 	sink    sink
 	to      sender
 	log     *Log
+	lingers time.Duration
 	chunks  chan chunk
 	waiting atomic.Int64
 	cancel  context.CancelFunc
 	once    sync.Once
 	ended   chan struct{}
-	ill     string
+	ill     bool
 }
 
 type chunk struct {
@@ -38,19 +47,29 @@ type chunk struct {
 	lines int
 }
 
-func (l *Log) newFeed(s sink, to sender) *feed {
+func (l *Log) newFeed(s sink, to sender, lingers time.Duration) *feed {
 	ctx, cancel := context.WithCancel(l.ctx)
-	f := &feed{sink: s, to: to, log: l, chunks: make(chan chunk, 4096), cancel: cancel, ended: make(chan struct{})}
+	f := &feed{sink: s, to: to, log: l, lingers: lingers, chunks: make(chan chunk, 4096), cancel: cancel, ended: make(chan struct{})}
 	go f.run(ctx)
 	return f
 }
 
 // newFeeds makes the feeds of a policy: every sink but the first of file and stdout,
 // which the writer writes itself.
-func (l *Log) newFeeds(spec *policy.Audit) ([]*feed, error) { //nolint:unparam // TODO
+func (l *Log) newFeeds(spec *policy.Audit) ([]*feed, error) {
 	var feeds []*feed
+	if spec.OTLP != nil {
+		to, err := l.newOTLP(spec.OTLP)
+		if err != nil {
+			return nil, err
+		}
+		feeds = append(feeds, l.newFeed(sinkOTLP, to, lingers))
+	}
 	if spec.File != "" && spec.Stdout {
-		feeds = append(feeds, l.newFeed(sinkStdout, stream{l.cfg.Stdout}))
+		feeds = append(feeds, l.newFeed(sinkStdout, stream{l.cfg.Stdout}, 0))
+	}
+	if spec.Syslog.Address != "" {
+		feeds = append(feeds, l.newFeed(sinkSyslog, &syslogServer{spec: spec.Syslog}, 0))
 	}
 	return feeds, nil
 }
@@ -77,26 +96,50 @@ func (f *feed) run(ctx context.Context) {
 	defer close(f.ended)
 	defer f.to.close()
 	for c := range f.chunks {
-		f.deliver(ctx, c)
+		f.deliver(ctx, f.gather(c.bytes))
 	}
 }
 
-func (f *feed) deliver(ctx context.Context, c chunk) {
-	defer f.waiting.Add(-int64(len(c.bytes)))
-	lines := bytes.SplitAfter(c.bytes, []byte{'\n'})
-	err := f.to.send(ctx, lines[:len(lines)-1])
-	if err == nil {
-		if f.ill != "" {
-			f.ill = ""
-			f.log.cfg.Log.Info().Stringer("sink", f.sink).Msg("the audit is sent again")
+// gather waits for more lines, where that is worth it.
+func (f *feed) gather(b []byte) []byte {
+	if f.lingers == 0 {
+		return b
+	}
+	b = bytes.Clone(b) // the other feeds have it too
+	limit := time.NewTimer(f.lingers)
+	defer limit.Stop()
+	for len(b) < maxDelivery {
+		select {
+		case c, ok := <-f.chunks:
+			if !ok {
+				return b
+			}
+			b = append(b, c.bytes...)
+		case <-limit.C:
+			return b
 		}
-		return
 	}
-	f.log.counts.dropped[f.sink].Add(uint64(c.lines)) //nolint:gosec // a count
-	if f.ill == "" {
-		f.ill = err.Error()
-		f.log.cfg.Log.Error().Err(err).Stringer("sink", f.sink).Msg("the audit is not sent")
+	return b
+}
+
+func (f *feed) deliver(ctx context.Context, b []byte) {
+	defer f.waiting.Add(-int64(len(b)))
+	lines := bytes.SplitAfter(b, []byte{'\n'})
+	lines = lines[:len(lines)-1]
+	n, err := f.to.send(ctx, lines)
+	switch {
+	case err == nil && f.ill:
+		f.log.cfg.Log.Info().Stringer("sink", f.sink).Msg("the audit is sent again")
+	case err != nil && !f.ill:
+		f.log.cfg.Log.Error().Err(err).Stringer("sink", f.sink).Msg("the audit is not sent, lines are dropped")
 	}
+	f.ill = err != nil
+	f.log.counts.dropped[f.sink].Add(uint64(len(lines) - n)) //nolint:gosec // a count
+}
+
+// refuses reports whether a line is a decision against a request.
+func refuses(line []byte) bool {
+	return bytes.Contains(line, []byte(`"kind":"decision"`)) && !bytes.Contains(line, []byte(`"reason":"allowed"`))
 }
 
 // close lets the feed end what waits, for 2 s at most.

@@ -319,10 +319,18 @@ func beginningOf(f *os.File, unknown time.Time) (first uint64, born time.Time) {
 	if err != nil {
 		return 1, unknown
 	}
-	const from = len(`{"time":"`)
-	born, err = time.Parse(time.RFC3339Nano, string(line[from:min(len(line), from+len(timeLayout))]))
-	if err != nil {
-		return r.seq, unknown
+	if born = timeOf(line); born.IsZero() {
+		born = unknown
 	}
 	return r.seq, born
+}
+
+// timeOf returns the time of a line, zero when it has none.
+func timeOf(line []byte) time.Time {
+	const from = len(`{"time":"`)
+	t, err := time.Parse(timeLayout, string(line[min(len(line), from):min(len(line), from+len(timeLayout))]))
+	if err != nil {
+		return time.Time{}
+	}
+	return t
 }

@@ -70,8 +70,11 @@ type Log struct {
 	ctx    context.Context // the life of the feeds, ended by Close
 	cancel context.CancelFunc
 	began  time.Time
-	mode   atomic.Int32
-	pool   sync.Pool
+	// patience and strictPatience are how long a request waits for its line, the
+	// latter when that is required.
+	patience, strictPatience time.Duration
+	mode                     atomic.Int32
+	pool                     sync.Pool
 	// busy is when the writer began to write what it is writing, in nanoseconds
 	// after began; 0 while it is not.
 	busy atomic.Int64
@@ -93,6 +96,7 @@ type Log struct {
 func New(cfg Config) *Log {
 	l := &Log{
 		cfg: cfg, began: cfg.Now().Add(-time.Nanosecond), wake: make(chan struct{}, 1),
+		patience: patience, strictPatience: strictPatience,
 		commands: make(chan func(), 16), over: make(chan struct{}),
 	}
 	l.ctx, l.cancel = context.WithCancel(context.Background())
@@ -148,9 +152,9 @@ func (l *Log) free(e *entry) {
 
 // submit queues a line and waits for it, unless that is known to be in vain.
 func (l *Log) submit(e *entry, required bool) error {
-	limit := patience
+	limit := l.patience
 	if required {
-		limit = strictPatience
+		limit = l.strictPatience
 	}
 	if since := l.busy.Load(); since != 0 && l.since()-since > int64(limit) {
 		if required {

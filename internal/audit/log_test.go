@@ -34,6 +34,8 @@ func fileSpec(path string) *policy.Audit {
 func newLog(tb testing.TB) *Log {
 	tb.Helper()
 	l := New(Config{Now: time.Now, Log: zerolog.New(zerolog.NewTestWriter(tb)), Stdout: os.Stdout})
+	// The machine of a test is slow, and its disk well.
+	l.patience, l.strictPatience = 20*time.Second, 20*time.Second
 	tb.Cleanup(l.Close)
 	return l
 }
