@@ -72,22 +72,26 @@ func (c *checker) auditSyslog(path string, spec *AuditSyslogSpec) {
 func (c *checker) syslogServer(path string, spec *AuditSyslogSpec) {
 	got := c.gotURL(path)
 	u, err := url.Parse(spec.Address)
-	if err != nil || !isVisible(spec.Address) || u.User != nil || strings.ContainsAny(spec.Address, "?#") {
+	if err != nil || !isVisible(spec.Address) || strings.ContainsAny(spec.Address, "?#@") {
 		c.fault(path, "want unix:///PATH, udp://HOST:PORT or tcp://HOST:PORT, got %s; check its spelling", got)
 		return
 	}
 	switch {
+	case u.Scheme == "unix" && u.Host == "" && len(u.Path) > 1:
 	case u.Scheme == "unix":
-		if u.Host != "" || len(u.Path) < 2 {
-			c.fault(path, "want unix:///ABSOLUTE/PATH, got %s; write three slashes and the socket's path", got)
-		}
+		c.fault(path, "want unix:///ABSOLUTE/PATH, got %s; write three slashes and the socket's path", got)
 	case u.Scheme != "udp" && u.Scheme != "tcp":
 		c.fault(path, "want a URL that starts with unix://, udp:// or tcp://, got %s; correct it", got)
-	case u.Hostname() == "" || u.Port() == "" || !validPort(u) || u.Path != "":
+	case !isServer(u):
 		c.fault(path, "want HOST:PORT after the scheme, got %s; write for example udp://syslog.company.com:514", got)
 	case !spec.AllowPlaintext && !isLoopback(u.Hostname()):
 		c.fault(path, "want a server on this host, since syslog is not encrypted, got %s; send it to a local relay that speaks TLS, or set allow_plaintext: true if the network between is yours", got)
 	}
+}
+
+// isServer takes a host and a port alone.
+func isServer(u *url.URL) bool {
+	return u.Hostname() != "" && u.Port() != "" && validPort(u) && u.Path == ""
 }
 
 func (c *checker) compileAudit() *Audit {

@@ -36,6 +36,7 @@ type feed struct {
 	lingers time.Duration
 	chunks  chan chunk
 	waiting atomic.Int64
+	ctx     context.Context // its life, ended by close
 	cancel  context.CancelFunc
 	once    sync.Once
 	ended   chan struct{}
@@ -48,9 +49,9 @@ type chunk struct {
 }
 
 func (l *Log) newFeed(s sink, to sender, lingers time.Duration) *feed {
-	ctx, cancel := context.WithCancel(l.ctx)
-	f := &feed{sink: s, to: to, log: l, lingers: lingers, chunks: make(chan chunk, 4096), cancel: cancel, ended: make(chan struct{})}
-	go f.run(ctx)
+	f := &feed{sink: s, to: to, log: l, lingers: lingers, chunks: make(chan chunk, 4096), ended: make(chan struct{})}
+	f.ctx, f.cancel = context.WithCancel(l.ctx)
+	go f.run()
 	return f
 }
 
@@ -92,11 +93,11 @@ func (f *feed) refuse(b []byte, lines int) {
 	f.log.counts.dropped[f.sink].Add(uint64(lines)) //nolint:gosec // a count
 }
 
-func (f *feed) run(ctx context.Context) {
+func (f *feed) run() {
 	defer close(f.ended)
 	defer f.to.close()
 	for c := range f.chunks {
-		f.deliver(ctx, f.gather(c.bytes))
+		f.deliver(f.gather(c.bytes))
 	}
 }
 
@@ -122,11 +123,11 @@ func (f *feed) gather(b []byte) []byte {
 	return b
 }
 
-func (f *feed) deliver(ctx context.Context, b []byte) {
+func (f *feed) deliver(b []byte) {
 	defer f.waiting.Add(-int64(len(b)))
 	lines := bytes.SplitAfter(b, []byte{'\n'})
 	lines = lines[:len(lines)-1]
-	n, err := f.to.send(ctx, lines)
+	n, err := f.to.send(f.ctx, lines)
 	switch {
 	case err == nil && f.ill:
 		f.log.cfg.Log.Info().Stringer("sink", f.sink).Msg("the audit is sent again")

@@ -186,7 +186,7 @@ func TestSyslog(t *testing.T) {
 func syslogd(t *testing.T, network, address string, got chan<- string) string {
 	t.Helper()
 	if network == "tcp" {
-		l, err := net.Listen(network, address)
+		l, err := new(net.ListenConfig).Listen(t.Context(), network, address)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -202,7 +202,7 @@ func syslogd(t *testing.T, network, address string, got chan<- string) string {
 		}()
 		return l.Addr().String()
 	}
-	c, err := net.ListenPacket(network, address)
+	c, err := new(net.ListenConfig).ListenPacket(t.Context(), network, address)
 	if err != nil {
 		t.Fatal(err)
 	}
