@@ -8,7 +8,7 @@ type TracingSpec struct {
 	Sample string `yaml:"sample" default:"parent"`
 }
 
-// OTLPSpec is an OpenTelemetry collector, spoken to in OTLP over HTTP (protobuf), off the request path. What it does not take is counted as dropped. Nothing is taken from OTEL_… variables.
+// OTLPSpec is an OpenTelemetry collector, spoken to in OTLP over HTTP (protobuf), off the request path. What it does not take is counted as dropped. Of the OTEL_… variables, only OTEL_RESOURCE_ATTRIBUTES counts.
 type OTLPSpec struct {
 	// Endpoint is the URL that is posted to, such as https://otel.company.com:4318/v1/traces for `tracing` and https://otel.company.com:4318/v1/logs for `audit`.
 	Endpoint string `yaml:"endpoint" required:"true"`

@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/envoy"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/audit"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/limits"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/secrets"
@@ -125,6 +126,12 @@ func (r *reloader) load() error {
 	if err != nil {
 		return err
 	}
+	var served *envoy.Resources
+	if r.app.xds != nil {
+		if served, err = envoy.NewResources(set, envoy.Options{}); err != nil {
+			return err
+		}
+	}
 	needs := secrets.Of(set)
 	if err := r.app.secrets.Require(needs); err != nil {
 		return fmt.Errorf("reading secrets: %w", err)
@@ -142,6 +149,11 @@ func (r *reloader) load() error {
 		return err
 	}
 	parts.use(r.app)
+	if served != nil {
+		// After the policy: what Envoy does not know yet is refused by nobody, and
+		// what the policy does not know any more is refused here.
+		r.app.xds.Push(served)
+	}
 	r.app.metrics.Retain(set)
 	r.app.secrets.Retain(needs)
 	if r.set.Swap(set) != nil && needsRestart(&r.app.started, &set.Server) {
@@ -172,6 +184,9 @@ func (r *reloader) build(set *policy.Set) (p parts, err error) {
 	if p.fleet, err = r.fleet(set); err != nil {
 		return p, err
 	}
+	if err = r.app.traces.Check(set); err != nil {
+		return p, err
+	}
 	p.audit, err = r.app.audit.Prepare(set.Audit)
 	return p, err
 }
@@ -191,6 +206,7 @@ func (p *parts) use(a *app) {
 	a.share(p.fleet)
 	a.limits.Use(p.plan)
 	a.watch.Load(p.set)
+	a.traces.Use(p.set)
 }
 
 // fleet returns the shared cache of a policy: the one in force when the policy

@@ -48,10 +48,10 @@ func (*records) Shutdown(context.Context) error { return nil }
 func (*records) ForceFlush(context.Context) error { return nil }
 
 func (l *Log) newOTLP(spec *policy.AuditOTLP) (*otlp, error) {
-	way, err := collector.New(collector.Config{
+	way := collector.New(collector.Config{
 		Key: "audit.otlp", CA: spec.CA, Headers: spec.Headers, Secrets: l.cfg.Secrets, Timeout: sendTimeout,
 	})
-	if err != nil {
+	if err := way.Check(); err != nil {
 		return nil, err
 	}
 	// Every setting that a variable of the environment could make is made here.

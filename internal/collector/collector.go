@@ -35,7 +35,7 @@ type Config struct {
 	Headers []policy.SecretHeader
 	// Secrets resolves them.
 	Secrets SecretSource
-	// Timeout bounds a TLS handshake.
+	// Timeout bounds a request.
 	Timeout time.Duration
 }
 
@@ -49,17 +49,20 @@ type Transport struct {
 	base *http.Transport
 }
 
-// New returns a Transport. An error means that the authorities cannot be read.
-func New(cfg Config) (*Transport, error) {
-	t := &Transport{cfg: cfg}
-	_, err := t.current()
-	return t, err
+// New returns a Transport. It reads the authorities when they are needed.
+func New(cfg Config) *Transport { return &Transport{cfg: cfg} }
+
+// Check reports whether the authorities can be read now.
+func (t *Transport) Check() error {
+	_, _, err := t.authorities()
+	return err
 }
 
 // Client returns a client that follows no redirects: they would carry the headers elsewhere.
 func (t *Transport) Client() *http.Client {
 	return &http.Client{
 		Transport:     t,
+		Timeout:       t.cfg.Timeout,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 }
