@@ -48,6 +48,8 @@ func litellmHeader() string {
 #
 # No server has an auth_type, and Authorization is in no extra_headers: LiteLLM
 # then sends no credential at all, and envoy-mcp-auth adds the right one.
+#
+# Take out what is no MCP server, such as an LLM provider: docs/providers.md.
 `
 }
 

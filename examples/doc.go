@@ -1,3 +1,3 @@
-// Package examples holds what people copy: demo, compose, litellm and envoy. Every
-// file of it is under test.
+// Package examples holds what people copy: demo, compose, litellm, providers, envoy,
+// prometheus and grafana. Every file of it is under test.
 package examples

@@ -29,6 +29,8 @@ func kinds() map[string]func(t *testing.T, path string, b []byte) {
 		"static_resources": goodEnvoy,
 		"mcp_servers":      goodLiteLLM,
 		"services":         func(*testing.T, string, []byte) {}, // compose has tests of its own
+		"groups":           func(*testing.T, string, []byte) {}, // and prometheus
+		"rule_files":       func(*testing.T, string, []byte) {},
 	}
 }
 
@@ -52,7 +54,7 @@ func TestEveryExampleIsUnderTest(t *testing.T) {
 		t.Fatal(err)
 	}
 	if seen < 10 {
-		t.Errorf("want the files of demo, compose, litellm and envoy, found %d", seen)
+		t.Errorf("want the files of demo, compose, litellm, providers and envoy, found %d", seen)
 	}
 }
 
@@ -137,13 +139,27 @@ func goodLiteLLM(t *testing.T, _ string, b []byte) {
 			ExtraHeaders  []string          `yaml:"extra_headers"`
 			StaticHeaders map[string]string `yaml:"static_headers"`
 		} `yaml:"mcp_servers"`
-		General map[string]string `yaml:"general_settings"`
+		Models []struct {
+			Params struct {
+				Base         string            `yaml:"api_base"`
+				Key          string            `yaml:"api_key"`
+				ExtraHeaders map[string]string `yaml:"extra_headers"`
+			} `yaml:"litellm_params"`
+		} `yaml:"model_list"`
+		General struct {
+			MasterKey string `yaml:"master_key"`
+			Passed    []struct {
+				Path    string            `yaml:"path"`
+				Auth    bool              `yaml:"auth"`
+				Headers map[string]string `yaml:"headers"`
+			} `yaml:"pass_through_endpoints"`
+		} `yaml:"general_settings"`
 	}
 	if err := yaml.Unmarshal(b, &config); err != nil {
 		t.Fatal(err)
 	}
 	const fromEnv = "os.environ/"
-	if !strings.HasPrefix(config.General["master_key"], fromEnv) {
+	if !strings.HasPrefix(config.General.MasterKey, fromEnv) {
 		t.Errorf("want the master key from the environment")
 	}
 	for name, s := range config.Servers {
@@ -154,6 +170,16 @@ func goodLiteLLM(t *testing.T, _ string, b []byte) {
 			if !strings.HasPrefix(value, fromEnv) {
 				t.Errorf("%s: want %s from the environment", name, header)
 			}
+		}
+	}
+	for _, m := range config.Models {
+		if p := m.Params; p.Key != "none" || p.ExtraHeaders["x-mcp-auth-key"] != fromEnv+"MCP_AUTH_KEY_LITELLM" || !strings.HasPrefix(p.Base, "http://127.0.0.1:10000/") {
+			t.Errorf("want no key but the one for Envoy, and the way through it, got %+v", p)
+		}
+	}
+	for _, p := range config.General.Passed {
+		if !p.Auth || p.Headers["x-mcp-auth-key"] != fromEnv+"MCP_AUTH_KEY_LITELLM" {
+			t.Errorf("%s: want auth, and the key for Envoy", p.Path)
 		}
 	}
 }

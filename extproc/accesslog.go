@@ -45,19 +45,23 @@ type Outcome struct {
 	// last byte was sent, streaming included; both zero when Envoy does not say.
 	Began time.Time
 	Took  time.Duration
-	// Own is how long the decisions took, all attempts together; waiting for a token included.
+	// Own is how long the decisions took, all attempts together, in whole
+	// microseconds; waiting for a token and writing the audit record included.
 	Own time.Duration
 	// Sent and Received are the bytes of the bodies of answer and request.
 	Sent, Received int64
-	// Reset is whether the call ended without a whole answer: its connection was
-	// lost, it was cancelled, or it ran out of time.
+	// Reset is whether the call ended without a whole answer of the upstream: a
+	// connection was lost, somebody cancelled it, or it ran out of time. Envoy may
+	// have answered in the upstream's place: Status is a 503 or 504 then.
 	Reset bool
+	// Left is whether it was the caller's side that ended it so.
+	Left bool
 }
 
 // Rejected reports whether the upstream refused our credential for good: Envoy
 // says so in the answer, or, without its custom_response, hands on the 401.
 func (o *Outcome) Rejected() bool {
-	return o.Refusal == policy.UpstreamRejected.String() || o.Refusal == "" && o.Status == http.StatusUnauthorized
+	return o.Decided && (o.Refusal == policy.UpstreamRejected.String() || o.Refusal == "" && o.Status == http.StatusUnauthorized)
 }
 
 // OutcomeObserver is told of outcomes. Ended is called once for every call that
@@ -69,8 +73,11 @@ type OutcomeObserver interface{ Ended(o *Outcome) }
 type LogStats struct {
 	// Calls are the entries of calls that we decided on.
 	Calls uint64
-	// Foreign are those of others: never decided, or of an upstream that the
-	// policy in force does not have.
+	// Undecided are those of calls to an upstream of the policy in force that no
+	// decision was made on: they were answered before it, or we did not answer.
+	Undecided uint64
+	// Foreign are those of no upstream that the policy in force has: another
+	// cluster's, or answered by Envoy where no route leads to an upstream.
 	Foreign uint64
 	// Malformed are those that could not be read.
 	Malformed uint64
@@ -80,7 +87,7 @@ type LogStats struct {
 
 // accessLog is the state of the log service.
 type accessLog struct {
-	calls, foreign, malformed, evicted atomic.Uint64
+	calls, undecided, foreign, malformed, evicted atomic.Uint64
 
 	once sync.Once
 	stop chan struct{}
@@ -88,7 +95,9 @@ type accessLog struct {
 
 // LogStats returns the counts so far.
 func (s *Server) LogStats() LogStats {
-	return LogStats{s.log.calls.Load(), s.log.foreign.Load(), s.log.malformed.Load(), s.log.evicted.Load()}
+	return LogStats{
+		s.log.calls.Load(), s.log.undecided.Load(), s.log.foreign.Load(), s.log.malformed.Load(), s.log.evicted.Load(),
+	}
 }
 
 // StopLogs ends all access log streams. Envoy keeps them open for ever, so
@@ -147,23 +156,50 @@ func (s *Server) readLogs(stream grpc.ServerStream) (err error) {
 	}
 }
 
-// ended handles one outcome. A token that the upstream refused, and that no
-// second attempt replaced because the body was too large to be sent again, is
-// replaced for the next call.
+// ended handles one entry. What Envoy tells of a call that goes on is no outcome.
 func (s *Server) ended(snap *snapshot, e *logged) {
-	o := &e.Outcome
-	up, reason := snap.set.Lookup(&policy.Request{Name: o.Upstream})
-	if o.Upstream == "" || reason != policy.Allowed {
+	if e.under {
+		return
+	}
+	up := snap.upstreamOf(e)
+	if up == nil {
 		s.log.foreign.Add(1)
 		return
 	}
-	s.log.calls.Add(1)
-	if source := snap.lanes[up].source; source != nil && o.Rejected() && source.Evict(o.Token) {
-		s.log.evicted.Add(1)
-		s.cfg.Log.Info().Str("upstream", o.Upstream).Str("token", o.Token).Msg("the upstream refused the token, a new one is fetched")
+	e.Upstream = up.Name
+	if !e.Decided {
+		s.log.undecided.Add(1)
+	} else {
+		s.log.calls.Add(1)
+		s.act(snap.lanes[up], e)
 	}
-	s.learn(snap.lanes[up], e)
 	if s.cfg.Outcomes != nil {
-		s.cfg.Outcomes.Ended(o)
+		s.cfg.Outcomes.Ended(&e.Outcome)
 	}
+}
+
+// upstreamOf returns the upstream of a call: the one that was decided on, else, when
+// no decision found one, the one that Envoy's cluster is of. It is nil when the
+// policy has none.
+func (s *snapshot) upstreamOf(e *logged) *policy.Upstream {
+	req := policy.Request{Name: e.Upstream}
+	if e.Upstream == "" {
+		req.Cluster = e.cluster
+	}
+	up, reason := s.set.Lookup(&req)
+	if reason != policy.Allowed {
+		return nil
+	}
+	return up
+}
+
+// act does what an outcome makes necessary. A token that the upstream refused, and
+// that no second attempt replaced because the body was too large to be sent again,
+// is replaced for the next call.
+func (s *Server) act(l *lane, e *logged) {
+	if l.source != nil && e.Rejected() && l.source.Evict(e.Token) {
+		s.log.evicted.Add(1)
+		s.cfg.Log.Info().Str("upstream", e.Upstream).Str("token", e.Token).Msg("the upstream refused the token, a new one is fetched")
+	}
+	s.learn(l, e)
 }

@@ -122,14 +122,21 @@ func TestOutcomesComeFromTheAccessLog(t *testing.T) {
 	r.cfg.Outcomes = seen
 	_, st := logClient(t, r)
 	ours := map[string]any{"upstream": "open", "caller": "anyone", "reason": "allowed", "token": "0a1b2c3d", "later": 7.5}
+	elsewhere := logEntry(403, "no_policy", nil)
+	elsewhere.CommonProperties.UpstreamCluster = ""
+	going := logEntry(200, "", ours)
+	going.CommonProperties.AccessLogType = accesslogv3.AccessLogType_DownstreamPeriodic
 	send(t, st, identified(logOf(
 		logEntry(200, "", ours),
 		logEntry(503, "token_unavailable", map[string]any{"upstream": "b", "caller": "ci", "reason": "token_unavailable"}),
-		// Never decided on, of another policy, refused before it had a name, and dead early.
-		logEntry(200, "", nil),
+		// Never decided on, and refused before it had a name: known by Envoy's cluster.
+		logEntry(500, "", nil),
+		logEntry(400, "bad_request", map[string]any{"upstream": "", "reason": "bad_request"}),
+		// Of another policy, answered where no upstream is, dead early, and not at its end.
 		logEntry(200, "", map[string]any{"upstream": "nobody"}),
-		logEntry(200, "", map[string]any{"upstream": ""}),
+		elsewhere,
 		&accesslogv3.HTTPAccessLogEntry{Request: &accesslogv3.HTTPRequestProperties{RequestId: "nothing"}},
+		going,
 	)))
 	send(t, st, &alsv3.StreamAccessLogsMessage{LogEntries: &alsv3.StreamAccessLogsMessage_TcpLogs{
 		TcpLogs: &alsv3.StreamAccessLogsMessage_TCPAccessLogEntries{LogEntry: []*accesslogv3.TCPAccessLogEntry{{}}},
@@ -137,20 +144,54 @@ func TestOutcomesComeFromTheAccessLog(t *testing.T) {
 	long := logEntry(0, "", ours)
 	long.Request.RequestId = strings.Repeat("x\n", 500)
 	send(t, st, logOf(long))
-	eventually(t, "three outcomes", func() bool { return len(seen.all()) == 3 })
+	eventually(t, "five outcomes", func() bool { return len(seen.all()) == 5 })
 	want := []Outcome{
-		{Upstream: "open", Caller: "anyone", Reason: "allowed", Token: "0a1b2c3d", Status: 200, Attempts: 2, RequestID: "r-1"},
-		{Upstream: "b", Caller: "ci", Reason: "token_unavailable", Status: 503, Refusal: "token_unavailable", Attempts: 2, RequestID: "r-1"},
-		{Upstream: "open", Caller: "anyone", Reason: "allowed", Token: "0a1b2c3d", Attempts: 2, RequestID: strings.Repeat("x", 32)},
+		{Upstream: "open", Caller: "anyone", Reason: "allowed", Token: "0a1b2c3d", Status: 200, Attempts: 2, RequestID: "r-1", Decided: true},
+		{Upstream: "b", Caller: "ci", Reason: "token_unavailable", Status: 503, Refusal: "token_unavailable", Attempts: 2, RequestID: "r-1", Decided: true},
+		{Upstream: "a", Status: 500, Attempts: 2, RequestID: "r-1"},
+		{Upstream: "a", Reason: "bad_request", Status: 400, Refusal: "bad_request", Attempts: 2, RequestID: "r-1", Decided: true},
+		{Upstream: "open", Caller: "anyone", Reason: "allowed", Token: "0a1b2c3d", Attempts: 2, RequestID: strings.Repeat("x", 32), Decided: true},
 	}
 	if diff := cmp.Diff(want, seen.all()); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
-	if got := r.LogStats(); got != (LogStats{Calls: 3, Foreign: 4}) {
+	if got := r.LogStats(); got != (LogStats{Calls: 4, Undecided: 1, Foreign: 3}) {
 		t.Errorf("got %+v", got)
 	}
 	if _, err := st.CloseAndRecv(); err != nil {
 		t.Errorf("want a clean end, got %v", err)
+	}
+}
+
+// TestWhatADecisionSaysComesBack: the metadata that our reply puts on a call is what
+// its outcome is read from, and two attempts took as long as both.
+func TestWhatADecisionSaysComesBack(t *testing.T) {
+	r, seen := newJWTRig(t), &ends{}
+	r.cfg.Outcomes, r.cfg.Observe = seen, r.seen
+	now := time.Unix(1_800_000_000, 0)
+	r.now = func() time.Time { now = now.Add(1500 * time.Microsecond); return now }
+	token := "Bearer " + mint(t, r.partner, "", nil)
+	one := described(r.call(t, "both", headersRequest(nil, nil, "authorization", token)))
+	two := described(r.call(t, "both", headersRequest(nil, one, "x-envoy-attempt-count", "2")))
+	for _, meta := range []map[string]any{one, two} {
+		snap := r.snap.Load()
+		var m logMessage
+		m.reset(snap.known)
+		wire, err := proto.Marshal(logOf(logEntry(200, "", meta)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.decode(wire)
+		r.ended(snap, &m.entries[0])
+	}
+	for i, o := range seen.all() {
+		d := r.seen.list[i]
+		if o.Issuer == "" || o.Issuer != d.Issuer || o.Subject == "" || o.Subject != d.Subject || o.Caller != d.Caller || o.Reason != "allowed" || !o.Decided {
+			t.Errorf("attempt %d: want what the decision says, %+v, got %+v", i+1, d, o)
+		}
+		if want := time.Duration(i+1) * 1500 * time.Microsecond; o.Own != want {
+			t.Errorf("attempt %d: want %s of our own, got %s", i+1, want, o.Own)
+		}
 	}
 }
 
@@ -298,7 +339,7 @@ func FuzzAccessLog(f *testing.F) {
 	named := logOf() // identified would make each mutation half a megabyte
 	named.Identifier = &alsv3.StreamAccessLogsMessage_Identifier{LogName: "mcp_auth"}
 	for _, m := range []*alsv3.StreamAccessLogsMessage{
-		named, logOf(logEntry(401, "x", map[string]any{"upstream": "a", "token": "t"}), logEntry(0, "", nil)),
+		named, logOf(logEntry(401, "x", map[string]any{"upstream": "a", "token": "t"}), logEntry(0, "", nil)), logOf(whole()),
 	} {
 		wire, err := proto.Marshal(m)
 		if err != nil {
@@ -311,7 +352,7 @@ func FuzzAccessLog(f *testing.F) {
 		m.reset(knownNames())
 		m.decode(bytes.Clone(wire))
 		for _, o := range m.entries {
-			if len(o.RequestID) > 64 || o.Status < 0 || o.Attempts < 0 {
+			if len(o.RequestID) > 64 || o.Status < 0 || o.Attempts < 0 || o.Took < 0 || o.Own < 0 || o.Sent < 0 || o.Received < 0 {
 				t.Errorf("got %+v", o)
 			}
 		}

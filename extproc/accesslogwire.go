@@ -1,6 +1,9 @@
 package extproc
 
 import (
+	"math"
+	"time"
+
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
@@ -13,17 +16,53 @@ const (
 	fieldRequestProperties  = 3
 	fieldResponseProperties = 4
 
-	fieldCommonMetadata = 17 // AccessLogCommon
-	fieldAttemptCount   = 24
+	fieldStartTime       = 5 // AccessLogCommon
+	fieldLastByteSent    = 12
+	fieldUpstreamCluster = 15
+	fieldResponseFlags   = 16
+	fieldCommonMetadata  = 17
+	fieldDuration        = 23
+	fieldAttemptCount    = 24
+	fieldIntermediate    = 27
+	fieldLogType         = 33
 
-	fieldRequestMethod  = 1 // HTTPRequestProperties
-	fieldRequestID      = 9
-	fieldRequestHeaders = 13
+	fieldRequestMethod    = 1 // HTTPRequestProperties
+	fieldRequestID        = 9
+	fieldRequestBodyBytes = 12
+	fieldRequestHeaders   = 13
 
-	fieldResponseCode    = 1 // HTTPResponseProperties, a UInt32Value
-	fieldResponseHeaders = 4
-	fieldWrapped         = 1 // UInt32Value
+	fieldResponseCode      = 1 // HTTPResponseProperties, a UInt32Value
+	fieldResponseBodyBytes = 3
+	fieldResponseHeaders   = 4
+	fieldWrapped           = 1 // UInt32Value
+
+	fieldSeconds = 1 // Timestamp, Duration
+	fieldNanos   = 2
 )
+
+// typeDownstreamEnd is AccessLogType.DownstreamEnd: the entry about the end of a
+// call. Older versions of Envoy, and other proxies, leave the type unset.
+const typeDownstreamEnd = 6
+
+// resetFlags are the ResponseFlags, by number, that say that a call ended without a
+// whole answer of the upstream: somebody reset it, a connection that was there was
+// lost, or time ran out. A call that found no connection at all is not among them:
+// Envoy answers that one with a 503 of its own, whole.
+const resetFlags = 1<<3 | // upstream_request_timeout
+	1<<4 | // local_reset
+	1<<5 | // upstream_remote_reset
+	1<<7 | // upstream_connection_termination
+	1<<15 | // downstream_connection_termination
+	1<<17 | // stream_idle_timeout
+	1<<19 | // downstream_protocol_error
+	1<<20 | // upstream_max_stream_duration_reached
+	1<<23 | // duration_timeout
+	1<<24 | // upstream_protocol_error
+	1<<26 | // overload_manager
+	1<<28 // downstream_remote_reset
+
+// leftFlags are those of them that are the caller's doing.
+const leftFlags = 1<<15 | 1<<19 | 1<<28
 
 // keptEntries bounds what a stream keeps from one message to the next. Envoy sends
 // 16 KiB at once, unless a single entry is larger.
@@ -37,10 +76,11 @@ const methodDelete = 5
 type logged struct {
 	Outcome
 
-	issuer, subject string
-	method          int
-	session         string // what our metadata says of the request's session
-	used, given     string // the session ids of request and answer
+	cluster     string // Envoy's
+	method      int
+	session     string // what our metadata says of the request's session
+	used, given string // the session ids of request and answer
+	under       bool   // the call is still under way
 }
 
 // logMessage is a StreamAccessLogsMessage, read as far as outcomes need it. The
@@ -97,20 +137,40 @@ func (m *logMessage) entry(o *logged, b []byte) error {
 		switch int32(num) {
 		case fieldCommonProperties:
 			o.Attempts = number(v, fieldAttemptCount)
-			return each(v, func(num protowire.Number, v []byte) error {
-				if num != fieldCommonMetadata {
-					return nil
-				}
-				return each(v, func(num protowire.Number, v []byte) error { return m.metadata(o, num, v) })
-			})
+			kind := number(v, fieldLogType)
+			o.under = kind != 0 && kind != typeDownstreamEnd || flagged(v, fieldIntermediate)
+			return each(v, func(num protowire.Number, v []byte) error { return m.common(o, num, v) })
 		case fieldRequestProperties:
 			o.method = number(v, fieldRequestMethod)
+			o.Received = size(v, fieldRequestBodyBytes)
 			return each(v, func(num protowire.Number, v []byte) error { return m.request(o, num, v) })
 		case fieldResponseProperties:
+			o.Sent = size(v, fieldResponseBodyBytes)
 			return each(v, func(num protowire.Number, v []byte) error { return m.response(o, num, v) })
 		}
 		return nil
 	})
+}
+
+func (m *logMessage) common(o *logged, num protowire.Number, v []byte) error {
+	switch int32(num) {
+	case fieldStartTime:
+		o.Began = moment(v)
+	case fieldLastByteSent:
+		o.Took = span(v)
+	case fieldDuration: // of a call that sent no last byte
+		if o.Took == 0 {
+			o.Took = span(v)
+		}
+	case fieldUpstreamCluster:
+		o.cluster = m.str(v)
+	case fieldResponseFlags:
+		set := flags(v)
+		o.Reset, o.Left = set&resetFlags != 0, set&leftFlags != 0
+	case fieldCommonMetadata:
+		return each(v, func(num protowire.Number, v []byte) error { return m.metadata(o, num, v) })
+	}
+	return nil
 }
 
 func (m *logMessage) request(o *logged, num protowire.Number, v []byte) error {
@@ -153,6 +213,7 @@ func (m *logMessage) metadata(o *logged, num protowire.Number, v []byte) error {
 	if err != nil || string(key) != namespace {
 		return err
 	}
+	o.Decided = true
 	return eachString(value, func(name, value []byte) {
 		switch string(name) {
 		case "upstream":
@@ -164,34 +225,85 @@ func (m *logMessage) metadata(o *logged, num protowire.Number, v []byte) error {
 		case "token":
 			o.Token = string(value)
 		case "issuer":
-			o.issuer = m.str(value)
+			o.Issuer = m.str(value)
 		case "subject":
-			o.subject = m.str(value)
+			o.Subject = m.str(value)
+		case "tool":
+			o.Tool = m.str(value)
+		case "own":
+			o.Own = micros(value)
 		case "session":
 			o.session = m.str(value)
 		}
 	})
 }
 
-// number returns the varint field of that number, or 0.
-func number(b []byte, field protowire.Number) int {
+// varint returns the varint field of that number, by what comes last, or 0. What is
+// malformed is 0, and found out by each.
+func varint(b []byte, field protowire.Number) (last uint64) {
 	for len(b) > 0 {
 		num, typ, n := protowire.ConsumeTag(b)
 		if n < 0 {
 			return 0
 		}
-		b = b[n:]
-		if num == field && typ == protowire.VarintType {
-			v, n := protowire.ConsumeVarint(b)
-			if n < 0 || v > 1<<31 {
-				return 0
-			}
-			return int(v)
-		}
-		if n = protowire.ConsumeFieldValue(num, typ, b); n < 0 {
+		size := protowire.ConsumeFieldValue(num, typ, b[n:])
+		if size < 0 {
 			return 0
 		}
-		b = b[n:]
+		if num == field && typ == protowire.VarintType {
+			last, _ = protowire.ConsumeVarint(b[n:])
+		}
+		b = b[n+size:]
+	}
+	return last
+}
+
+// number is a varint that is small, or 0.
+func number(b []byte, field protowire.Number) int {
+	if v := varint(b, field); v <= 1<<31 {
+		return int(v)
 	}
 	return 0
+}
+
+// size is a varint that counts bytes.
+func size(b []byte, field protowire.Number) int64 {
+	return int64(min(varint(b, field), math.MaxInt64))
+}
+
+// flags are the fields of a message that are true, as bits by their numbers.
+func flags(b []byte) (set uint64) {
+	for len(b) > 0 {
+		num, typ, n := protowire.ConsumeTag(b)
+		if n < 0 {
+			return 0
+		}
+		size := protowire.ConsumeFieldValue(num, typ, b[n:])
+		if size < 0 {
+			return 0
+		}
+		if v, _ := protowire.ConsumeVarint(b[n:]); typ == protowire.VarintType && v != 0 && num < 64 {
+			set |= 1 << num
+		}
+		b = b[n+size:]
+	}
+	return set
+}
+
+// moment reads a Timestamp since 1970, or returns the zero time.
+func moment(b []byte) time.Time {
+	seconds, nanos := varint(b, fieldSeconds), varint(b, fieldNanos)
+	if seconds > math.MaxUint32 || nanos >= uint64(time.Second) {
+		return time.Time{}
+	}
+	return time.Unix(int64(seconds), int64(nanos)).UTC()
+}
+
+// span reads a Duration, or returns 0 for one that is negative or longer than a call can be.
+func span(b []byte) time.Duration {
+	seconds, nanos := varint(b, fieldSeconds), varint(b, fieldNanos)
+	if seconds > math.MaxUint32 || nanos >= uint64(time.Second) {
+		return 0
+	}
+	return time.Duration(seconds)*time.Second + time.Duration(nanos)
 }

@@ -18,6 +18,7 @@ type exchange struct {
 	snap  *snapshot
 	gate  Gate
 	names []string // values of the initial metadata mcp-upstream
+	urls  []string // and of mcp-upstream-url
 
 	msg    message
 	screen policy.Screening
@@ -40,7 +41,8 @@ type exchange struct {
 	session   sessionUse
 	cookies   policy.CookieResult
 	decision  Decision
-	cause     error // what went wrong, for the log; never for the caller
+	own       time.Duration // how long this and earlier attempts took, for the outcome
+	cause     error         // what went wrong, for the log; never for the caller
 }
 
 // answer works out the reply to a message. An error ends the stream, and with
@@ -52,7 +54,7 @@ func (x *exchange) answer(ctx context.Context, s *Server) error {
 			return errOrder
 		}
 		x.start = s.now()
-		x.decision.Began = x.start
+		x.decision.Began, x.decision.RequestID, x.decision.Trace = x.start, x.msg.requestID, x.msg.trace
 		x.conclude(s, x.decide(ctx))
 		return nil
 	case phaseRequestBody:
@@ -86,10 +88,14 @@ func (x *exchange) conclude(s *Server, reason policy.Reason) {
 		return
 	}
 	x.decision.Reason = reason
-	x.decision.RequestID, x.decision.Trace, x.decision.Calls = x.msg.requestID, x.msg.trace, x.calls
-	x.respond()
+	x.decision.Calls = x.calls
+	if reason == policy.Allowed {
+		x.decision.Reason = x.allow()
+	}
 	x.decision.Took += s.now().Sub(x.start)
+	x.own = x.msg.prior.own + x.decision.Took
 	x.audit(s)
+	x.respond()
 	x.done = true
 	s.record(x)
 }
@@ -99,11 +105,12 @@ func (x *exchange) audit(s *Server) {
 	if s.cfg.Audit == nil {
 		return
 	}
+	begin := s.now()
 	if err := s.cfg.Audit.Record(&x.decision); err != nil {
 		x.cause = err
 		x.decision.Reason, x.decision.Token, x.decision.RetryAfter = policy.AuditUnavailable, "", time.Second
-		x.respond()
 	}
+	x.own += s.now().Sub(begin)
 }
 
 // passGate asks whether the caller may use the upstream now. A later attempt is the
@@ -177,6 +184,9 @@ func (x *exchange) identify() policy.Reason {
 	}
 	up, reason := x.snap.set.Lookup(&x.msg.req)
 	if reason != policy.Allowed {
+		return reason
+	}
+	if up, reason = x.follow(up); reason != policy.Allowed {
 		return reason
 	}
 	x.lane = x.snap.lanes[up]

@@ -2,6 +2,7 @@ package extproc
 
 import (
 	"errors"
+	"time"
 
 	"google.golang.org/protobuf/encoding/protowire"
 
@@ -77,7 +78,11 @@ type message struct {
 }
 
 // prior is what our own metadata of an earlier attempt says.
-type prior struct{ upstream, caller, reason, issuer, subject, mark, tool string }
+type prior struct {
+	upstream, caller, reason, issuer, subject, mark, tool string
+
+	own time.Duration // how long the decisions took
+}
 
 var errWire = errors.New("malformed ProcessingRequest")
 
@@ -91,7 +96,7 @@ const kept = 64 << 10
 
 // shrink lets go of the memory of a large request.
 func (m *message) shrink() {
-	m.body = nil
+	m.body, m.requestID, m.trace, m.filtered = nil, nil, nil, policy.Filtered{}
 	if cap(m.buf) > kept {
 		m.buf = nil
 		clear(m.req.Headers)
@@ -218,8 +223,24 @@ func (m *message) metadata(num protowire.Number, v []byte) error {
 			m.prior.mark = m.str(value)
 		case "tool":
 			m.prior.tool = m.str(value)
+		case "own":
+			m.prior.own = micros(value)
 		}
 	})
+}
+
+// micros reads a whole number of microseconds as appendMicros writes it, or returns 0.
+func micros(b []byte) (d time.Duration) {
+	if len(b) > 12 { // eleven days
+		return 0
+	}
+	for _, c := range b {
+		if c < '0' || c > '9' {
+			return 0
+		}
+		d = d*10 + time.Duration(c-'0')
+	}
+	return d * time.Microsecond
 }
 
 // filter reads what the mcp filter says of a body that it read to its end.
@@ -277,27 +298,8 @@ func eachMember(b []byte, visit func(name []byte, kind protowire.Number, value [
 	})
 }
 
-// flagged reports whether a field of a message is true, by what comes last. What
-// is malformed is false, and found out by each.
-func flagged(b []byte, field protowire.Number) bool {
-	on := false
-	for len(b) > 0 {
-		num, typ, n := protowire.ConsumeTag(b)
-		if n < 0 {
-			return false
-		}
-		size := protowire.ConsumeFieldValue(num, typ, b[n:])
-		if size < 0 {
-			return false
-		}
-		if num == field && typ == protowire.VarintType {
-			v, _ := protowire.ConsumeVarint(b[n:])
-			on = v != 0
-		}
-		b = b[n+size:]
-	}
-	return on
-}
+// flagged reports whether a field of a message is true.
+func flagged(b []byte, field protowire.Number) bool { return varint(b, field) != 0 }
 
 // entry splits a map entry.
 func entry(b []byte) (key, value []byte, err error) {

@@ -1,6 +1,9 @@
 package extproc
 
 import (
+	"strconv"
+	"time"
+
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
@@ -83,12 +86,19 @@ func appendSet[T string | []byte](b []byte, name string, value T) []byte {
 func appendRemove(b []byte, name string) []byte { return appendText(b, fieldRemoveHeaders, name) }
 
 // appendMember appends a string member to a Struct.
-func appendMember(b []byte, name, value string) []byte {
+func appendMember[T string | []byte](b []byte, name string, value T) []byte {
 	val := sizeBytes(len(value))
 	b = appendHead(b, fieldStructFields, sizeBytes(len(name))+sizeBytes(val))
 	b = appendText(b, fieldMapKey, name)
 	b = appendHead(b, fieldMapValue, val)
-	return appendText(b, fieldStringValue, value)
+	b = appendHead(b, fieldStringValue, len(value))
+	return append(b, value...)
+}
+
+// appendMicros appends a duration as a string member, in whole microseconds.
+func appendMicros(b []byte, name string, d time.Duration) []byte {
+	var room [20]byte
+	return appendMember(b, name, strconv.AppendInt(room[:0], d.Microseconds(), 10))
 }
 
 // appendMetadata appends dynamic_metadata: our namespace with the members in meta.

@@ -15,14 +15,14 @@ const guardHeader = "x-mcp-auth-guard"
 // reasonHeader tells a caller why it was refused.
 const reasonHeader = "x-mcp-auth-reason"
 
-// respond writes the decision as Envoy's reply.
+// respond writes the decision as Envoy's reply, once it is final.
 func (x *exchange) respond() {
 	if x.decision.Reason == policy.Allowed {
-		x.decision.Reason = x.allow()
+		x.describe()
+		x.out.continueWith(x.msg.phase)
+		return
 	}
-	if x.decision.Reason != policy.Allowed {
-		x.refuse()
-	}
+	x.refuse()
 }
 
 // allow writes the header changes of a request that goes on. A credential that
@@ -55,8 +55,6 @@ func (x *exchange) allow() policy.Reason {
 		m = appendRemove(m, name)
 	}
 	x.out.mutation = m
-	x.describe()
-	x.out.continueWith(x.msg.phase)
 	return policy.Allowed
 }
 
@@ -75,7 +73,8 @@ func (x *exchange) refuse() {
 			m = appendSet(m, "www-authenticate", ask)
 		}
 	}
-	if reason.Status() == 503 || reason == policy.RateLimited {
+	// A batch that is larger than a limit never passes it.
+	if reason.Status() == 503 || reason == policy.RateLimited && x.decision.RetryAfter > 0 {
 		m = appendSet(m, "retry-after", seconds(x.decision.RetryAfter))
 	}
 	x.out.mutation = m
@@ -88,6 +87,7 @@ func (x *exchange) describe() {
 	m := appendMember(x.out.meta[:0], "upstream", x.decision.Upstream)
 	m = appendMember(m, "reason", x.decision.Reason.String())
 	m = appendMember(m, "caller", x.decision.Caller)
+	m = appendMicros(m, "own", x.own)
 	if x.session.word != "" {
 		m = appendMember(m, "session", x.session.word)
 	}
@@ -98,7 +98,9 @@ func (x *exchange) describe() {
 		{"mark", x.mark},
 		{"tool", x.decision.Tool},
 	} {
-		if o.value != "" {
+		// Envoy puts these over those of attempt 1: what that one lent is not to
+		// look lent by this one.
+		if o.value != "" || o.name == "token" && x.decision.Attempt > 1 {
 			m = appendMember(m, o.name, o.value)
 		}
 	}

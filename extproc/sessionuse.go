@@ -108,7 +108,7 @@ func (s *Server) learn(l *lane, e *logged) {
 		return
 	}
 	fine := e.Status >= 200 && e.Status < 300
-	who := ownerOf(e.Caller, e.issuer, e.subject)
+	who := ownerOf(e.Caller, e.Issuer, e.Subject)
 	switch {
 	case e.session == sessionNone && fine && policy.IsSessionID(e.given):
 		n := shelf.name([]byte(e.given))
@@ -138,7 +138,7 @@ func (s *Server) odd(shelf *shelf, e *logged, v verdict) {
 		text = "the upstream gave two principals one session, which stays the first one's; if it has no sessions, write sessions: off"
 	}
 	if shelf.mayWarn(s.now()) {
-		s.cfg.Log.Warn().Str("upstream", e.Upstream).Str("caller", e.Caller).Str("issuer", e.issuer).Str("subject", e.subject).
+		s.cfg.Log.Warn().Str("upstream", e.Upstream).Str("caller", e.Caller).Str("issuer", e.Issuer).Str("subject", e.Subject).
 			Str("request_id", e.RequestID).Msg(text)
 	}
 }

@@ -14,6 +14,8 @@ type snapshot struct {
 	lanes map[*policy.Upstream]*lane
 	// known are the strings a message is likely to hold.
 	known map[string]string
+	// before is the policy that this one replaced, while Envoys may be behind.
+	before *snapshot
 }
 
 // lane is what the request path needs of one upstream.
@@ -173,9 +175,12 @@ func knownNames() map[string]string {
 		"content-type", "cookie", "last-event-id", "mcp-method", "mcp-name", "mcp-protocol-version",
 		"mcp-session-id", "origin", "te", "traceparent", "tracestate", "user-agent", "x-envoy-attempt-count",
 		"x-envoy-expected-rq-timeout-ms", "x-envoy-original-path", "x-forwarded-for", "x-forwarded-proto",
-		"x-litellm-api-key", "x-mcp-auth-key", "x-request-id", "traceparent", "allowed",
+		"x-litellm-api-key", "x-mcp-auth-key", "x-request-id",
 	} {
 		known[n] = n
+	}
+	for _, r := range policy.Reasons() {
+		known[r.String()] = r.String()
 	}
 	return known
 }

@@ -40,6 +40,7 @@ func (a arrival) lines(name string) []string {
 // upstream is a server that keeps every byte that reaches it.
 type upstream struct {
 	name, addr string
+	key        string // a fixed one that is its own
 	srv        *http.Server
 
 	mu       sync.Mutex

@@ -31,7 +31,8 @@ func New(cfg Config) http.Handler {
 		}
 		say(w, http.StatusOK, "ready")
 	})
-	mux.Handle("GET /metrics", promhttp.HandlerFor(cfg.Metrics, promhttp.HandlerOpts{}))
+	// Exemplars exist in OpenMetrics alone.
+	mux.Handle("GET /metrics", promhttp.HandlerFor(cfg.Metrics, promhttp.HandlerOpts{EnableOpenMetrics: true}))
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) { show(w, cfg.Status()) })
 	return secure(mux)
 }

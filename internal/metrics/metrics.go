@@ -2,13 +2,14 @@
 package metrics
 
 import (
-	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/extproc"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/traceparent"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/tokens"
 )
@@ -19,8 +20,8 @@ type Metrics struct {
 	// Registry is what /metrics shows.
 	Registry *prometheus.Registry
 
-	decisions *prometheus.CounterVec
 	seconds   prometheus.Histogram
+	exemplars prometheus.ExemplarObserver // of seconds
 	fetches   *prometheus.CounterVec
 	skew      *prometheus.GaugeVec
 	reloads   *prometheus.CounterVec
@@ -30,12 +31,12 @@ type Metrics struct {
 	stale     prometheus.Gauge
 	shared    *prometheus.CounterVec
 	sharedUp  *prometheus.GaugeVec
-	series    sync.Map // seriesKey → prometheus.Counter, so that a call does not hash labels
-}
+	folded    prometheus.Counter
+	spans     *prometheus.CounterVec
 
-type seriesKey struct {
-	upstream string
-	reason   policy.Reason
+	index   atomic.Pointer[index]
+	pairs   atomic.Int64 // of caller and tool, all upstreams together
+	reasons map[string]policy.Reason
 }
 
 // New makes the metrics. version is shown by mcp_auth_build_info; expiries, when
@@ -43,14 +44,10 @@ type seriesKey struct {
 func New(version string, expiries func(yield func(upstream string, expiry time.Time))) *Metrics {
 	m := &Metrics{
 		Registry: prometheus.NewRegistry(),
-		decisions: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "mcp_auth_decisions_total",
-			Help: "Decisions by upstream and reason; reason is allowed when the request went on.",
-		}, []string{"upstream", "reason"}),
 		seconds: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:    "mcp_auth_decision_seconds",
 			Help:    "Time from Envoy's message to our reply, waiting for a token included.",
-			Buckets: []float64{.00001, .000025, .00005, .0001, .00025, .001, .005, .025, .1, .5, 1, 2.5},
+			Buckets: decisionBuckets(),
 		}),
 		fetches: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "mcp_auth_token_requests_total",
@@ -88,13 +85,27 @@ func New(version string, expiries func(yield func(upstream string, expiry time.T
 			Name: "mcp_auth_log_lines_dropped_total",
 			Help: "Log lines not written: refusals beyond 100 a second, a reader of the log that is too slow, or a disk that is full.",
 		}),
+		folded: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "mcp_auth_calls_folded_total",
+			Help: "Calls counted under other, because their upstream or all together have as many tools as are told apart.",
+		}),
+		spans: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "mcp_auth_spans_total",
+			Help: "Spans of tracing by result: exported to the collector, failed because it did not take them, dropped because too many waited.",
+		}, []string{"result"}),
+		reasons: map[string]policy.Reason{},
 	}
+	for _, r := range policy.Reasons() {
+		m.reasons[r.String()] = r
+	}
+	m.index.Store(newIndex(&policy.Set{}, &index{}))
+	m.exemplars, _ = m.seconds.(prometheus.ExemplarObserver)
 	build := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "mcp_auth_build_info", Help: "Always 1; the label says which version runs.",
 		ConstLabels: prometheus.Labels{"version": version},
 	})
 	build.Set(1)
-	m.Registry.MustRegister(m.decisions, m.seconds, m.fetches, m.skew, m.reloads, m.reloadOK, m.reloadAt, m.unlogged, m.stale, m.shared, m.sharedUp, build,
+	m.Registry.MustRegister(newCollector(m), m.folded, m.spans, m.seconds, m.fetches, m.skew, m.reloads, m.reloadOK, m.reloadAt, m.unlogged, m.stale, m.shared, m.sharedUp, build,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	if expiries != nil {
 		m.Registry.MustRegister(expiryCollector{expiries, expiryDesc()})
@@ -104,22 +115,23 @@ func New(version string, expiries func(yield func(upstream string, expiry time.T
 
 // Decided implements extproc.Observer.
 func (m *Metrics) Decided(d *extproc.Decision) {
-	key := seriesKey{d.Upstream, d.Reason}
-	c, ok := m.series.Load(key)
-	if !ok {
-		c, _ = m.series.LoadOrStore(key, m.decisions.WithLabelValues(d.Upstream, d.Reason.String()))
+	if l, ok := m.index.Load().lanes[d.Upstream]; ok {
+		l.counts().decisions[d.Reason].Add(1)
 	}
-	if counter, ok := c.(prometheus.Counter); ok {
-		counter.Inc()
+	// Only a trace that somebody records can be looked up.
+	if c, ok := traceparent.Parse(d.Trace); ok && c.Sampled() && m.exemplars != nil {
+		m.exemplars.ObserveWithExemplar(d.Took.Seconds(), prometheus.Labels{"trace_id": c.TraceHex()})
+		return
 	}
 	m.seconds.Observe(d.Took.Seconds())
 }
 
 // AccessLog shows what is counted of Envoy's access log. Call it once.
 func (m *Metrics) AccessLog(stats func() extproc.LogStats) {
-	const entries, help = "mcp_auth_access_log_entries_total", "Entries of Envoy's access log: call is one that was decided on here, foreign any other, malformed could not be read."
+	const entries, help = "mcp_auth_access_log_entries_total", "Entries of Envoy's access log: call was decided on here, undecided was not and is of an upstream of the policy, foreign is of none, malformed could not be read."
 	for kind, count := range map[string]func(extproc.LogStats) uint64{
 		"call":      func(s extproc.LogStats) uint64 { return s.Calls },
+		"undecided": func(s extproc.LogStats) uint64 { return s.Undecided },
 		"foreign":   func(s extproc.LogStats) uint64 { return s.Foreign },
 		"malformed": func(s extproc.LogStats) uint64 { return s.Malformed },
 	} {
@@ -161,6 +173,11 @@ func (c staleCollector) Describe(ch chan<- *prometheus.Desc) { ch <- c.desc }
 // Collect implements prometheus.Collector.
 func (c staleCollector) Collect(ch chan<- prometheus.Metric) {
 	c.each(func(upstream string) { ch <- prometheus.MustNewConstMetric(c.desc, prometheus.GaugeValue, 1, upstream) })
+}
+
+// Spans counts spans by what became of them.
+func (m *Metrics) Spans(result string, spans int) {
+	m.spans.WithLabelValues(result).Add(float64(spans))
 }
 
 // LogDropped counts one log line that was not written.

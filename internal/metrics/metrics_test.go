@@ -2,10 +2,13 @@ package metrics
 
 import (
 	"errors"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/extproc"
@@ -16,6 +19,7 @@ import (
 func TestMetrics(t *testing.T) {
 	expiries := func(yield func(string, time.Time)) { yield("a", time.Unix(1234, 0)) }
 	m := New("v1", expiries)
+	m.Expect(upstreams("a", "b"))
 	m.Decided(&extproc.Decision{Upstream: "a", Reason: policy.Allowed})
 	m.Decided(&extproc.Decision{Upstream: "a", Reason: policy.Allowed})
 	m.Decided(&extproc.Decision{Reason: policy.NoPolicy})
@@ -33,7 +37,7 @@ mcp_auth_config_last_reload_success_timestamp_seconds 99
 # HELP mcp_auth_config_last_reload_successful 1 when the policy file as it is now is in force, 0 when it could not be loaded and the last good one serves.
 # TYPE mcp_auth_config_last_reload_successful gauge
 mcp_auth_config_last_reload_successful 0
-# HELP mcp_auth_decisions_total Decisions by upstream and reason; reason is allowed when the request went on.
+# HELP mcp_auth_decisions_total Decisions by upstream and reason; reason is allowed when the request went on. A call has one for each attempt.
 # TYPE mcp_auth_decisions_total counter
 mcp_auth_decisions_total{reason="allowed",upstream="a"} 2
 mcp_auth_decisions_total{reason="no_policy",upstream=""} 1
@@ -73,11 +77,46 @@ mcp_auth_token_requests_total{result="timeout",upstream="b"} 1
 	}
 }
 
+// upstreams returns a policy with these upstreams, whose callers are ci and people.
+func upstreams(names ...string) *policy.Set {
+	set := &policy.Set{Callers: []*policy.Caller{{Name: "ci"}, {Name: "people"}}}
+	for _, name := range names {
+		set.Upstreams = append(set.Upstreams, &policy.Upstream{Name: name})
+	}
+	return set
+}
+
 func TestDecidedDoesNotAllocate(t *testing.T) {
 	m := New("v1", nil)
-	d := &extproc.Decision{Upstream: "a", Reason: policy.Allowed, Took: time.Millisecond}
+	m.Expect(upstreams("a"))
+	d := &extproc.Decision{
+		Upstream: "a", Reason: policy.Allowed, Took: time.Millisecond,
+		Trace: []byte("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00"),
+	}
 	m.Decided(d)
-	if n := testing.AllocsPerRun(100, func() { m.Decided(d) }); n > 1 {
-		t.Errorf("Decided allocates %v times, want at most the map's key", n)
+	if n := testing.AllocsPerRun(100, func() { m.Decided(d) }); n != 0 {
+		t.Errorf("Decided allocates %v times, want 0", n)
+	}
+}
+
+// TestExemplars shows the trace of a decision to a scraper that asks for OpenMetrics,
+// when somebody records that trace.
+func TestExemplars(t *testing.T) {
+	t.Parallel()
+	m := New("v1", nil)
+	const sampled, other = "4bf92f3577b34da6a3ce929d0e0e4736", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
+	m.Decided(&extproc.Decision{Took: time.Millisecond, Trace: []byte("00-" + sampled + "-00f067aa0ba902b7-01")})
+	m.Decided(&extproc.Decision{Took: time.Millisecond, Trace: []byte("00-" + other + "-00f067aa0ba902b7-00")})
+	m.Decided(&extproc.Decision{Took: time.Millisecond, Trace: []byte("no trace at all")})
+	r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/metrics", http.NoBody)
+	r.Header.Set("Accept", "application/openmetrics-text; version=1.0.0")
+	w := httptest.NewRecorder()
+	promhttp.HandlerFor(m.Registry, promhttp.HandlerOpts{EnableOpenMetrics: true}).ServeHTTP(w, r)
+	body := w.Body.String()
+	if !strings.Contains(body, `mcp_auth_decision_seconds_bucket{le="0.001"} 3 # {trace_id="`+sampled+`"}`) {
+		t.Errorf("no exemplar of the sampled trace in\n%s", body)
+	}
+	if strings.Contains(body, other) {
+		t.Error("an exemplar of a trace that nobody records")
 	}
 }

@@ -70,7 +70,7 @@ func TestVersions(t *testing.T) {
 	}
 	suite := build(t)
 	var all []column
-	for _, binary := range strings.FieldsSeq(os.Getenv("ENVOY_VERSIONS")) {
+	for binary := range strings.FieldsSeq(os.Getenv("ENVOY_VERSIONS")) {
 		version, err := realenvoy.Version(t.Context(), binary)
 		if err != nil {
 			t.Fatal(err)
