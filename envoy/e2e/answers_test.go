@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// followed is a policy whose outcomes are told by the headers of answers.
-const followed = `
+// byAnswers is a policy whose outcomes are told by the headers of answers.
+const byAnswers = `
 version: 1
 server: {listen: "unix://{{.Socket}}", admin: "{{.Admin}}", drain_delay: 100ms}
 envoy: {listen: {{.Listen}}}
@@ -55,7 +55,7 @@ func TestOutcomesByResponseHeaders(t *testing.T) {
 	for where, change := range map[string]func(config){"cluster": nil, "listener": inListener} {
 		t.Run(where, func(t *testing.T) {
 			t.Parallel() // it waits more than it works
-			r := newRig(t, followed)
+			r := newRig(t, byAnswers)
 			r.proc = r.serve(r.policy, r.facts.Admin)
 			b := r.render()
 			if change != nil {
