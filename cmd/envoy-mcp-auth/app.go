@@ -22,6 +22,7 @@ import (
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/extproc"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/admin"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/metrics"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/refusals"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/secrets"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/tokens"
@@ -40,6 +41,9 @@ type app struct {
 	metrics   *metrics.Metrics
 	// watchers are told of decisions and outcomes; complete before the first.
 	watchers observers
+	// refusals are the latest, for /status and the page.
+	refusals *refusals.Ring
+	birth    time.Time
 	reload   *reloader
 	grpc     *grpc.Server
 	health   *health.Server
@@ -60,15 +64,15 @@ type app struct {
 // newApp loads the policy and opens the listeners, so that every mistake shows
 // before anything is served.
 func newApp(ctx context.Context, src *source, log zerolog.Logger, lines *logQueue) (*app, error) {
-	a := &app{log: log}
+	a := &app{log: log, refusals: refusals.New(time.Now), birth: time.Now()}
 	a.metrics = metrics.New(versionString(), a.expiries)
 	a.secrets = secrets.New(secrets.Config{Env: src.st.env, Log: log, Stale: a.metrics.SecretsStale})
 	lines.onDrop = a.metrics.LogDropped
 	a.tokens = tokens.New(tokens.Config{Secrets: a.secrets, Now: time.Now, Log: log, Observe: a.metrics.Fetched})
 	a.resources = tokens.NewResources(tokens.ResourceConfig{Now: time.Now, Log: log, Dice: rand.Float64})
 	a.callers = tokens.NewVerifier(tokens.VerifierConfig{Now: time.Now, Log: log})
-	a.watchers.decisions = []extproc.Observer{a.metrics}
-	a.watchers.outcomes = []extproc.OutcomeObserver{a.metrics}
+	a.watchers.decisions = []extproc.Observer{a.metrics, a.refusals}
+	a.watchers.outcomes = []extproc.OutcomeObserver{a.metrics, a.refusals}
 	var err error
 	a.server, err = extproc.New(extproc.Config{
 		Tokens: a.tokens, Verifier: a.callers, Secrets: a.secrets, Now: time.Now, Log: lines.refusals(log),
@@ -110,7 +114,9 @@ func (a *app) open(ctx context.Context, set *policy.Set, refusals zerolog.Logger
 	a.started = set.Server
 
 	a.admin = &http.Server{
-		Handler:           admin.New(admin.Config{Ready: a.ready, Status: a.status, Metrics: a.metrics.Registry}),
+		Handler: admin.New(admin.Config{
+			Ready: a.ready, Status: a.status, Metrics: a.metrics.Registry, View: a.view, Now: time.Now, Address: set.Server.Admin,
+		}),
 		ReadHeaderTimeout: 5 * time.Second,
 		WriteTimeout:      30 * time.Second,
 	}

@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/admin"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/secrets"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/watchfile"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
@@ -37,7 +38,11 @@ type reloader struct {
 
 type reloadState struct {
 	LoadedAt time.Time `json:"loaded_at"`
-	Error    string    `json:"error,omitempty"`
+	// Hash is the digest of the file in force.
+	Hash  string `json:"sha256"`
+	Error string `json:"error,omitempty"`
+	// Reloads are the latest attempts, newest first.
+	Reloads []admin.Reload `json:"reloads"`
 }
 
 // first loads the policy at start: here, and only here, a fault ends the program.
@@ -101,9 +106,7 @@ func (r *reloader) attempt(ctx context.Context) {
 	if err != nil {
 		r.failed = now
 		err = brief(err)
-		state := *r.state.Load()
-		state.Error = err.Error()
-		r.state.Store(&state)
+		r.state.Store(r.state.Load().after(now, r.src.hash, err.Error()))
 		if r.ill != err.Error() {
 			r.ill = err.Error()
 			r.app.log.Error().Err(err).Msg("policy not reloaded, the last good one stays in force")
@@ -150,7 +153,7 @@ func (r *reloader) load() error {
 	for _, w := range set.Warnings {
 		r.app.log.Warn().Msg(w.String())
 	}
-	r.state.Store(&reloadState{LoadedAt: time.Now()})
+	r.state.Store(r.state.Load().after(time.Now(), r.src.hash, ""))
 	settleMemory(r.src.st.env)
 	return nil
 }

@@ -3,6 +3,8 @@ package main
 import (
 	"time"
 
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/refusals"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/secrets"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/tokens"
 )
@@ -17,6 +19,10 @@ type statusReport struct {
 	Upstreams   []upstreamStatus    `json:"upstreams"`
 	// Issuers are those whose tokens prove callers.
 	Issuers []tokens.IssuerStatus `json:"issuers,omitempty"`
+	// Secrets are those that cannot be read now.
+	Secrets []secrets.Trouble `json:"secrets_in_trouble,omitempty"`
+	// Refusals are the latest refused calls, newest first.
+	Refusals []refusals.Refusal `json:"recent_refusals"`
 }
 
 type policyStatus struct {
@@ -32,13 +38,21 @@ type upstreamStatus struct {
 	Callers    []string       `json:"callers"`
 	Credential string         `json:"credential"`
 	Token      *tokens.Status `json:"token,omitempty"`
+	// ToolRules counts the rules for tools, and ToolProof is what proves a tool.
+	ToolRules int    `json:"tool_rules,omitzero"`
+	ToolProof string `json:"tool_proof,omitempty"`
 	// Resource is what an upstream with discover: true says of itself.
 	Resource *tokens.ResourceCheck `json:"resource_check,omitempty"`
 }
 
-func (a *app) status() any {
+func (a *app) status() any { return a.report() }
+
+func (a *app) report() *statusReport {
 	set := a.reload.set.Load()
-	report := statusReport{Version: versionString(), Ready: "yes", Policy: policyStatus{File: a.reload.src.file, reloadState: *a.reload.state.Load()}, Issuers: a.callers.Status()}
+	report := &statusReport{
+		Version: versionString(), Ready: "yes", Policy: policyStatus{File: a.reload.src.file, reloadState: *a.reload.state.Load()},
+		Issuers: a.callers.Status(), Secrets: a.secrets.Troubles(), Refusals: a.refusals.Recent(),
+	}
 	if err := a.ready(); err != nil {
 		report.Ready = "no: " + err.Error()
 	}
@@ -61,6 +75,9 @@ func (a *app) status() any {
 		}
 		if st, ok := held[up.Name]; ok {
 			u.Token = &st
+		}
+		if up.Tools != nil {
+			u.ToolRules, u.ToolProof = len(up.Tools.Rules), string(up.Tools.Proof)
 		}
 		u.Resource = a.resources.Of(up.Name)
 		report.Upstreams = append(report.Upstreams, u)
