@@ -3,8 +3,11 @@ package main
 import (
 	"time"
 
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/envoy"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/limits"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/refusals"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/secrets"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/watch"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/tokens"
 )
@@ -16,9 +19,15 @@ type statusReport struct {
 	Policy  policyStatus `json:"policy"`
 	// SharedCache is missing without one.
 	SharedCache *tokens.FleetStatus `json:"shared_cache,omitempty"`
-	Upstreams   []upstreamStatus    `json:"upstreams"`
+	// XDS is missing unless Envoys are served their configuration.
+	XDS *envoy.XDSStatus `json:"xds,omitempty"`
+	// Limits is missing when nothing is limited.
+	Limits    *limits.Status   `json:"limits,omitempty"`
+	Upstreams []upstreamStatus `json:"upstreams"`
 	// Issuers are those whose tokens prove callers.
 	Issuers []tokens.IssuerStatus `json:"issuers,omitempty"`
+	// Watch is how the calls of each upstream fare.
+	Watch watch.Status `json:"watch"`
 	// Secrets are those that cannot be read now.
 	Secrets []secrets.Trouble `json:"secrets_in_trouble,omitempty"`
 	// Refusals are the latest refused calls, newest first.
@@ -51,7 +60,7 @@ func (a *app) report() *statusReport {
 	set := a.reload.set.Load()
 	report := &statusReport{
 		Version: versionString(), Ready: "yes", Policy: policyStatus{File: a.reload.src.file, reloadState: *a.reload.state.Load()},
-		Issuers: a.callers.Status(), Secrets: a.secrets.Troubles(), Refusals: a.refusals.Recent(),
+		Issuers: a.callers.Status(), Secrets: a.secrets.Troubles(), Refusals: a.refusals.Recent(), Watch: a.watch.Status(),
 	}
 	if err := a.ready(); err != nil {
 		report.Ready = "no: " + err.Error()
@@ -60,6 +69,11 @@ func (a *app) report() *statusReport {
 		st := f.Status()
 		report.SharedCache = &st
 	}
+	if a.xds != nil {
+		st := a.xds.Status()
+		report.XDS = &st
+	}
+	report.Limits = a.limits.Status()
 	for _, w := range set.Warnings {
 		report.Policy.Warnings = append(report.Policy.Warnings, w.String())
 	}
