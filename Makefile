@@ -12,6 +12,7 @@ VERSION ?= $(shell git describe --tags --always --dirty)
 # Both print where the program is, and install it first when need be.
 PARTS = ENVOY="$$(tools/install envoy)" && LITELLM="$$(tools/install litellm)" && MOTO="$$(tools/install moto)" && export ENVOY LITELLM MOTO
 PARTS += && REDIS="$$(tools/install redis)" && export REDIS
+PARTS += && RATELIMIT="$$(tools/install ratelimit)" && export RATELIMIT
 PARTS += && CONFORMANCE="$$(tools/install conformance)" && export CONFORMANCE
 PARTS += && PROMTOOL="$$(tools/install promtool)" && export PROMTOOL
 GOTESTSUM = $(TOOL) gotestsum --format pkgname -- -race -count=1 -timeout 20m -p $(P)
@@ -77,7 +78,7 @@ fuzz: ## Run every fuzz target for FUZZTIME (60s; FUZZ="FuzzJWS …" for some)
 vuln: ## Look for known vulnerabilities in what the binary uses
 	tools/vuln
 
-deps: ## Install the real Envoy, LiteLLM, moto and Redis into .cache/
+deps: ## Install the real Envoy, LiteLLM and the other parts into .cache/
 	@tools/install envoy
 	@tools/install litellm
 	@tools/install moto
