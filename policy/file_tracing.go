@@ -8,7 +8,7 @@ type TracingSpec struct {
 	Sample string `yaml:"sample" default:"parent"`
 }
 
-// TracingOTLPSpec is an OpenTelemetry collector, spoken to in OTLP over HTTP (protobuf). Spans that it does not take are counted as dropped. Nothing is taken from OTEL_… variables.
+// TracingOTLPSpec is an OpenTelemetry collector, spoken to in OTLP over HTTP (protobuf). Spans that it does not take are counted as dropped. Of the OTEL_… variables, only OTEL_RESOURCE_ATTRIBUTES counts.
 type TracingOTLPSpec struct {
 	// Endpoint is the URL of the collector's traces, such as https://otel.company.com:4318/v1/traces.
 	Endpoint string `yaml:"endpoint" required:"true"`

@@ -164,6 +164,7 @@ func metricTable(t *testing.T) string {
 	m.StaleTokens(func(yield func(string)) { yield("a") })
 	m.Fetched(tokens.Fetch{Upstreams: []string{"a"}, Result: "ok"})
 	m.Reloaded(time.Time{}, nil)
+	m.Spans("exported", 1)
 	m.SharedCache("hit")
 	m.SharedCacheUp(true)
 	families, err := m.Registry.Gather()

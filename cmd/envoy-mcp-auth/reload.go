@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/envoy"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/secrets"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/watchfile"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
@@ -123,6 +124,12 @@ func (r *reloader) load() error {
 	if err != nil {
 		return err
 	}
+	var served *envoy.Resources
+	if r.app.xds != nil {
+		if served, err = envoy.NewResources(set, envoy.Options{}); err != nil {
+			return err
+		}
+	}
 	needs := secrets.Of(set)
 	if err := r.app.secrets.Require(needs); err != nil {
 		return fmt.Errorf("reading secrets: %w", err)
@@ -131,6 +138,9 @@ func (r *reloader) load() error {
 	var fleet *tokens.Fleet
 	if err == nil {
 		fleet, err = r.fleet(set)
+	}
+	if err == nil {
+		err = r.app.traces.Check(set)
 	}
 	if err == nil {
 		r.app.metrics.Expect(set)
@@ -146,9 +156,16 @@ func (r *reloader) load() error {
 		}
 		return err
 	}
+	if served != nil {
+		// After the policy: what Envoy does not know yet is refused by nobody, and
+		// what the policy does not know any more is refused here.
+		r.app.xds.Push(served)
+	}
 	r.app.metrics.Retain(set)
+	r.app.traces.Use(set)
 	r.app.share(fleet)
 	r.app.limits.Use(plan)
+	r.app.watch.Load(set)
 	r.app.secrets.Retain(needs)
 	if r.set.Swap(set) != nil && needsRestart(&r.app.started, &set.Server) {
 		r.app.log.Warn().Msg("server.listen, admin, tls, drain_delay and drain_timeout take effect at the next start")
