@@ -2,18 +2,20 @@ package limits_test
 
 import (
 	"fmt"
+	"os"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/extproc"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/limits"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/realratelimit"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/realredis"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
 )
 
-// theirs is the service's own configuration, of the form that docs/limits.md shows.
+// theirs is the service's own configuration.
 const theirs = `
 domain: envoy-mcp-auth
 descriptors:
@@ -24,14 +26,14 @@ descriptors:
         rate_limit: {unit: day, requests_per_unit: 3}
 `
 
-func realService(t *testing.T) *realratelimit.Service {
+func realService(t *testing.T, config string) *realratelimit.Service {
 	t.Helper()
 	redis, err := realredis.Start(t.Context(), realredis.Config{Binary: realredis.Require(t), Dir: t.TempDir()})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(redis.Stop)
-	s, err := realratelimit.Start(t.Context(), realratelimit.Config{Binary: realratelimit.Require(t), Dir: t.TempDir(), Redis: redis.Addr, Limits: theirs})
+	s, err := realratelimit.Start(t.Context(), realratelimit.Config{Binary: realratelimit.Require(t), Dir: t.TempDir(), Redis: redis.Addr, Limits: config})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -43,7 +45,7 @@ func realService(t *testing.T) *realratelimit.Service {
 // across upstreams, and by rules that the service's configuration has.
 func TestFleet(t *testing.T) {
 	t.Parallel()
-	s := realService(t)
+	s := realService(t, theirs)
 	block := fleet(s.Addr, "refuse", "{name: mine, fleet: true, rate: 10/day, per: [caller], callers: [ci, cron]}",
 		"{name: theirs, fleet: true, per: [subject], callers: [people]}", "{name: gone, fleet: true, callers: [people]}",
 		"{name: batch, fleet: true, rate: 5/day, per: [tool], callers: [cron], upstreams: [b]}")
@@ -104,6 +106,36 @@ func TestFleet(t *testing.T) {
 	}
 }
 
+// TestFleetOfThePage: the two configurations that docs/limits.md shows know each other.
+func TestFleetOfThePage(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("../../docs/limits.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, config, _ := strings.Cut(string(text), "```yaml\n")
+	config, _, _ = strings.Cut(config, "```")
+	_, document, _ := strings.Cut(string(text), "<<'END'\n")
+	document, _, _ = strings.Cut(document, "END\n")
+	s, count := realService(t, config), &tally{}
+	document = strings.Replace(document, `"127.0.0.1:8081"`, fmt.Sprintf("%q, timeout: 1s", s.Addr), 1)
+	set, err := policy.Parse("policy.yaml", []byte(document), func(string) (string, bool) { return "", false })
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := limits.New(count.config(time.Now))
+	p, err := l.Build(set)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Use(p)
+	t.Cleanup(l.Close)
+	d := extproc.Decision{Upstream: "wiki", Caller: "people", Issuer: "https://idp.company.com", Subject: "ann"}
+	if reason, _ := l.Admit(t.Context(), &d); reason != policy.Allowed || count.take() != "up:true ok" {
+		t.Errorf("want a rule and a limit to meet, got %v", reason)
+	}
+}
+
 func untilTomorrow() time.Duration {
 	now := time.Now().UTC()
 	return now.Truncate(24 * time.Hour).Add(24 * time.Hour).Sub(now)
@@ -112,7 +144,7 @@ func untilTomorrow() time.Duration {
 // TestFleetOutage: the real service killed, stopped and back again, for both choices.
 func TestFleetOutage(t *testing.T) {
 	t.Parallel()
-	s := realService(t)
+	s := realService(t, theirs)
 	block := func(choice string) string {
 		return strings.Replace(fleet(s.Addr, choice, "{name: all, fleet: true, rate: 1000000/day}", "{name: local, rate: 2/day, callers: [cron]}"), "timeout: 1s", "timeout: 250ms", 1)
 	}
