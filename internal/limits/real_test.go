@@ -201,6 +201,11 @@ func TestFleetOutage(t *testing.T) {
 	if err := s.Pause(); err != nil {
 		t.Fatal(err)
 	}
+	for end := time.Now().Add(20 * time.Second); admit(shut, "ci") == policy.Allowed; { // a signal takes its time
+		if time.Now().After(end) {
+			t.Fatal("want the stopped service to answer nothing")
+		}
+	}
 	down("stopped")
 	if err := s.Continue(); err != nil {
 		t.Fatal(err)
