@@ -22,6 +22,7 @@ import (
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/envoy"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/extproc"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/admin"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/audit"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/limits"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/metrics"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/secrets"
@@ -39,6 +40,7 @@ type app struct {
 	// resources compares what upstreams say of themselves with the policy.
 	resources *tokens.Resources
 	callers   *tokens.Verifier
+	audit     *audit.Log
 	fleet     atomic.Pointer[tokens.Fleet] // nil without a shared cache
 	server    *extproc.Server
 	metrics   *metrics.Metrics
@@ -75,23 +77,25 @@ func newApp(ctx context.Context, src *source, log zerolog.Logger, lines *logQueu
 	a.tokens = tokens.New(tokens.Config{Secrets: a.secrets, Now: time.Now, Log: log, Observe: a.metrics.Fetched})
 	a.resources = tokens.NewResources(tokens.ResourceConfig{Now: time.Now, Log: log, Dice: rand.Float64})
 	a.callers = tokens.NewVerifier(tokens.VerifierConfig{Now: time.Now, Log: log})
+	a.audit = audit.New(audit.Config{Secrets: a.secrets, Now: time.Now, Stdout: src.st.out, Log: log, Version: versionString()})
 	a.traces = tracing.New(tracing.Config{
 		Secrets: a.secrets, Version: versionString(), Now: time.Now, Dice: rand.Float64, Count: a.metrics.Spans, Log: log,
 	})
 	a.watch = watch.New(watch.Config{Now: time.Now, Log: log})
 	a.watchers.decisions = []extproc.Observer{a.metrics, a.watch, a.traces}
-	a.watchers.outcomes = []extproc.OutcomeObserver{a.metrics, a.watch}
+	a.watchers.outcomes = []extproc.OutcomeObserver{a.metrics, a.watch, a.audit}
 	a.limits = newLimits(a.metrics, log)
 	var err error
 	a.server, err = extproc.New(extproc.Config{
 		Tokens: a.tokens, Verifier: a.callers, Secrets: a.secrets, Now: time.Now, Log: lines.refusals(log),
-		Observe: &a.watchers, Outcomes: &a.watchers, Gate: gates{a.watch, a.limits},
+		Observe: &a.watchers, Outcomes: &a.watchers, Gate: gates{a.watch, a.limits}, Audit: a.audit,
 	})
 	if err != nil {
 		return nil, err
 	}
 	a.metrics.AccessLog(a.server.LogStats)
 	a.metrics.StaleTokens(a.stale)
+	a.metrics.Audit(a.audit.Status)
 	if xds {
 		refused := a.metrics.XDS(func() int { return len(a.xds.Status().Envoys) })
 		a.xds = envoy.NewXDS(envoy.XDSConfig{Now: time.Now, Log: log, Refused: refused}) //nolint:contextcheck // its streams end with Stop
@@ -100,6 +104,7 @@ func newApp(ctx context.Context, src *source, log zerolog.Logger, lines *logQueu
 	if err := a.reload.first(); err != nil {
 		a.tokens.Close()
 		a.callers.Close()
+		a.audit.Close()
 		a.secrets.Close()
 		return nil, err
 	}
@@ -258,6 +263,7 @@ func (a *app) close() {
 	a.tokens.Close()
 	a.callers.Close()
 	a.share(nil)
+	a.audit.Close()
 	a.traces.Close()
 	a.limits.Close()
 	a.secrets.Close()

@@ -2,7 +2,6 @@ package tracing
 
 import (
 	"context"
-	"net/http"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -16,6 +15,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/extproc"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/collector"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/traceparent"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
 )
@@ -41,10 +41,17 @@ type pipe struct {
 	tracer   trace.Tracer
 }
 
+// wayTo returns the transport to a collector.
+func wayTo(spec *policy.Tracing, cfg *Config) *collector.Transport {
+	return collector.New(collector.Config{
+		Key: "tracing.otlp", CA: spec.CA, Headers: spec.Headers, Secrets: cfg.Secrets, Timeout: sendTimeout,
+	})
+}
+
 // newPipe starts the queue. It takes nothing from the environment: the SDK would
 // let OTEL_ variables override what the policy leaves out.
 func newPipe(spec *policy.Tracing, cfg *Config) *pipe {
-	to := &sender{spec: spec, secrets: cfg.Secrets}
+	to := wayTo(spec, cfg)
 	client := otlptracehttp.NewClient(
 		otlptracehttp.WithEndpointURL(spec.Endpoint),
 		otlptracehttp.WithHeaders(map[string]string{}),
@@ -54,12 +61,7 @@ func newPipe(spec *policy.Tracing, cfg *Config) *pipe {
 		otlptracehttp.WithRetry(otlptracehttp.RetryConfig{
 			Enabled: true, InitialInterval: time.Second, MaxInterval: sendTimeout / 2, MaxElapsedTime: sendTimeout,
 		}),
-		otlptracehttp.WithHTTPClient(&http.Client{
-			Transport: to,
-			Timeout:   sendTimeout,
-			// The headers are for this collector and no other.
-			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-		}),
+		otlptracehttp.WithHTTPClient(to.Client()),
 	)
 	out := &outlet{SpanExporter: otlptrace.NewUnstarted(client), cfg: cfg, to: to}
 	queue := sdk.NewBatchSpanProcessor(out, sdk.WithMaxQueueSize(maxQueue), sdk.WithMaxExportBatchSize(maxBatch),
@@ -116,11 +118,11 @@ func (i *inlet) OnEnd(s sdk.ReadOnlySpan) {
 
 // outlet counts what becomes of batches, and keeps errors from the SDK's global
 // handler, which prints them. An error may quote what the collector answered, and
-// that may repeat our headers: the log gets what the sender says.
+// that may repeat our headers: the log gets what our transport says.
 type outlet struct {
 	sdk.SpanExporter
 	cfg     *Config
-	to      *sender
+	to      *collector.Transport
 	waiting atomic.Int64
 
 	mu     sync.Mutex
@@ -140,7 +142,7 @@ func (o *outlet) ExportSpans(ctx context.Context, spans []sdk.ReadOnlySpan) erro
 	defer o.mu.Unlock()
 	if now := o.cfg.Now(); o.logged.IsZero() || now.Sub(o.logged) >= logEvery {
 		o.logged = now
-		o.cfg.Log.Warn().AnErr("cause", o.to.failure()).Int("spans", len(spans)).
+		o.cfg.Log.Warn().AnErr("cause", o.to.Failure()).Int("spans", len(spans)).
 			Msg("the collector of tracing did not take spans; further failures are counted in mcp_auth_spans_total")
 	}
 	return nil

@@ -71,8 +71,7 @@ func (t *Tracing) Check(set *policy.Set) error {
 	if set.Tracing == nil {
 		return nil
 	}
-	_, _, err := trust(set.Tracing.CA)
-	return err
+	return wayTo(set.Tracing, &t.cfg).Check()
 }
 
 // Use puts a policy in force. What is queued for a collector that it names no more

@@ -91,7 +91,7 @@ func newRig(t *testing.T) *rig {
 	return r
 }
 
-func collector(t *testing.T) *tracingtest.Collector {
+func newCollector(t *testing.T) *tracingtest.Collector {
 	t.Helper()
 	c := tracingtest.New()
 	t.Cleanup(c.Close)
@@ -115,7 +115,7 @@ func decision(trace string) *extproc.Decision {
 
 func TestSpan(t *testing.T) {
 	t.Parallel()
-	c, r := collector(t), newRig(t)
+	c, r := newCollector(t), newRig(t)
 	r.Use(to(c.URL))
 	d := decision(sampled)
 	d.Tool, d.Rule, d.Token, d.Attempt = "lookup", 3, "fp-1", 2
@@ -190,7 +190,7 @@ func TestWhichRequests(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
-			c, r := collector(t), newRig(t)
+			c, r := newCollector(t), newRig(t)
 			set := to(c.URL)
 			set.Tracing.Roots = tc.roots
 			r.Use(set)
@@ -210,7 +210,7 @@ func TestWhichRequests(t *testing.T) {
 }
 
 func TestUntracedDoesNotAllocate(t *testing.T) {
-	c, r := collector(t), newRig(t)
+	c, r := newCollector(t), newRig(t)
 	for _, use := range []*policy.Set{{}, to(c.URL)} {
 		r.Use(use)
 		d := decision(strings.TrimSuffix(sampled, "1") + "0")
@@ -224,7 +224,7 @@ func TestUntracedDoesNotAllocate(t *testing.T) {
 // gets nothing into the log, and the log one line.
 func TestIllCollector(t *testing.T) {
 	t.Parallel()
-	elsewhere := collector(t)
+	elsewhere := newCollector(t)
 	for name, answer := range map[string]http.HandlerFunc{
 		"400": func(w http.ResponseWriter, _ *http.Request) { http.Error(w, canary, http.StatusBadRequest) },
 		"redirect": func(w http.ResponseWriter, r *http.Request) {
@@ -238,7 +238,7 @@ func TestIllCollector(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			c, r := collector(t), newRig(t)
+			c, r := newCollector(t), newRig(t)
 			c.Answer = answer
 			r.Use(to(c.URL))
 			for range maxBatch + 1 {
@@ -263,7 +263,7 @@ func TestIllCollector(t *testing.T) {
 // TestQueueIsBounded: a collector that hangs holds up nobody, and what cannot wait is counted.
 func TestQueueIsBounded(t *testing.T) {
 	t.Parallel()
-	c, r := collector(t), newRig(t)
+	c, r := newCollector(t), newRig(t)
 	release := make(chan struct{})
 	c.Answer = func(http.ResponseWriter, *http.Request) { <-release }
 	r.Use(to(c.URL))
@@ -280,7 +280,7 @@ func TestQueueIsBounded(t *testing.T) {
 // new one; a policy that changes something else keeps the queue.
 func TestReload(t *testing.T) {
 	t.Parallel()
-	first, second, r := collector(t), collector(t), newRig(t)
+	first, second, r := newCollector(t), newCollector(t), newRig(t)
 	r.Use(to(first.URL))
 	r.Decided(decision(sampled))
 	before := r.now.Load().pipe
@@ -326,7 +326,7 @@ func TestCheck(t *testing.T) {
 
 // TestEnvironment: the policy says where spans go, and nothing else does.
 func TestEnvironment(t *testing.T) {
-	c, other, r := collector(t), collector(t), newRig(t)
+	c, other, r := newCollector(t), newCollector(t), newRig(t)
 	for _, name := range []string{"OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"} {
 		t.Setenv(name, other.URL)
 	}
