@@ -416,3 +416,17 @@ func (r *rig) finish() {
 		r.t.Logf("%s:\n%s", r.envoy.Log, tail(r.envoy.Log, 2000))
 	}
 }
+
+// envoySince reports whether the real Envoy is 1.MINOR or newer.
+func envoySince(t *testing.T, minor int) bool {
+	t.Helper()
+	have, err := realenvoy.Version(t.Context(), realenvoy.Require(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var major, its int
+	if _, err := fmt.Sscanf(have, "%d.%d", &major, &its); err != nil {
+		t.Fatalf("version %q: %v", have, err)
+	}
+	return major > 1 || its >= minor
+}
