@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -348,6 +349,21 @@ func (p *processor) metric(name string) float64 {
 		}
 	}
 	return -1
+}
+
+// sumOf adds up the samples of that name in a text of Prometheus which have all
+// these labels.
+func sumOf(text, name string, labels ...string) (total float64) {
+	for line := range strings.Lines(text) {
+		series, value, _ := strings.Cut(line, "} ")
+		if !strings.HasPrefix(series, name+"{") || slices.ContainsFunc(labels, func(l string) bool { return !strings.Contains(series, l) }) {
+			continue
+		}
+		var v float64
+		_, _ = fmt.Sscan(value, &v)
+		total += v
+	}
+	return total
 }
 
 // ports hands out ports below those that the kernel gives to clients: a port of
