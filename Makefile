@@ -14,6 +14,7 @@ PARTS = ENVOY="$$(tools/install envoy)" && LITELLM="$$(tools/install litellm)" &
 PARTS += && REDIS="$$(tools/install redis)" && export REDIS
 PARTS += && CONFORMANCE="$$(tools/install conformance)" && export CONFORMANCE
 PARTS += && PROMTOOL="$$(tools/install promtool)" && export PROMTOOL
+PARTS += && CHROMIUM="$$(tools/install chromium)" && export CHROMIUM
 GOTESTSUM = $(TOOL) gotestsum --format pkgname -- -race -count=1 -timeout 20m -p $(P)
 GOTEST = $(PARTS) && $(GOTESTSUM)
 
@@ -88,6 +89,7 @@ deps: ## Install the real Envoy, LiteLLM, moto and Redis into .cache/
 	@tools/install redis
 	@tools/install conformance
 	@tools/install promtool
+	@tools/install chromium
 
 relock: ## Write the locks of the real parts anew from tools/versions.env
 	tools/relock
