@@ -82,7 +82,8 @@ func TestGateRefuses(t *testing.T) {
 	}{
 		{policy.RateLimited, 2500 * time.Millisecond, 429, "3"},
 		{policy.UpstreamDisabled, 30 * time.Second, 503, "30"},
-		{policy.RateLimited, 0, 429, "1"},
+		{policy.RateLimited, 0, 429, ""}, // a batch larger than the limit: waiting does not help
+		{policy.UpstreamDisabled, 0, 503, "1"},
 		{policy.Undecided, 0, 500, ""}, // a gate that decides nothing admits nothing
 	} {
 		r, gate := newRig(t), &recorder{reason: tc.reason, after: tc.after}

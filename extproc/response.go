@@ -73,7 +73,8 @@ func (x *exchange) refuse() {
 			m = appendSet(m, "www-authenticate", ask)
 		}
 	}
-	if reason.Status() == 503 || reason == policy.RateLimited {
+	// A batch that is larger than a limit never passes it.
+	if reason.Status() == 503 || reason == policy.RateLimited && x.decision.RetryAfter > 0 {
 		m = appendSet(m, "retry-after", seconds(x.decision.RetryAfter))
 	}
 	x.out.mutation = m

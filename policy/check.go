@@ -26,6 +26,12 @@ func (c *checker) file() {
 	if c.f.SharedCache != nil {
 		c.sharedCache("shared_cache", c.f.SharedCache)
 	}
+	if c.f.Limits != nil {
+		c.limits(c.f.Limits)
+	}
+	if c.f.Tracing != nil {
+		c.tracing("tracing", c.f.Tracing)
+	}
 	for _, name := range slices.Sorted(maps.Keys(c.f.Callers)) {
 		c.caller(name)
 	}

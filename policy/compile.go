@@ -18,6 +18,8 @@ func (c *checker) compile() *Set {
 		Warnings: c.warnings.inLineOrder(),
 	}
 	s.SharedCache = c.compileSharedCache()
+	s.Limits = c.compileLimits()
+	s.Tracing = c.compileTracing()
 	callers := make(map[string]*Caller, len(c.f.Callers))
 	for _, name := range slices.Sorted(maps.Keys(c.f.Callers)) {
 		callers[name] = c.compileCaller(name)

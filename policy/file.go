@@ -17,6 +17,10 @@ type File struct {
 	SecretStores SecretStoresSpec `yaml:"secret_stores"`
 	// SharedCache is where replicas share tokens. Left out, each process fetches its own.
 	SharedCache *SharedCacheSpec `yaml:"shared_cache"`
+	// Limits says how much may be called how often. Left out, nothing is limited.
+	Limits *LimitsSpec `yaml:"limits"`
+	// Tracing says where spans go. Left out, nowhere.
+	Tracing *TracingSpec `yaml:"tracing"`
 	// Defaults holds the blocks that an upstream inherits when it does not set them itself.
 	Defaults DefaultsSpec `yaml:"defaults"`
 	// Callers names who may call, and how each one proves it.

@@ -12,6 +12,10 @@ type Set struct {
 	Stores SecretStores
 	// SharedCache is where replicas share tokens; nil when they do not.
 	SharedCache *SharedCache
+	// Limits says how much may be called how often; nil when nothing is limited.
+	Limits *Limits
+	// Tracing is where spans go; nil when nowhere.
+	Tracing *Tracing
 	// Upstreams are all upstreams, sorted by name.
 	Upstreams []*Upstream
 	// Callers are all callers, sorted by name.

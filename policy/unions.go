@@ -93,6 +93,23 @@ func parseSize(text string) (Size, bool) {
 	return Size(n) * unit, ok && err == nil
 }
 
+func (r *Rate) decode(d *decoder, n *yaml.Node, path string) {
+	const want = "want a rate such as 100/s, 600/min, 1000/h or 5000/day"
+	if !isString(n) {
+		d.fault(path, want+", got %s; write a whole number, a slash and a unit", kind(n))
+		return
+	}
+	text := d.text(n, path, "a rate")
+	if d.at[path].bad {
+		return
+	}
+	v, ok := parseRate(text)
+	if !ok {
+		d.fault(path, want+", got %s; write a whole number above zero, a slash and a unit", show(n.Value))
+	}
+	*r = v
+}
+
 func (c *CredentialSpec) decode(d *decoder, n *yaml.Node, path string) {
 	switch {
 	case n.Kind == yaml.MappingNode:

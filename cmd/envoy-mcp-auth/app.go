@@ -21,6 +21,7 @@ import (
 
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/extproc"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/admin"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/limits"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/metrics"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/secrets"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
@@ -40,6 +41,7 @@ type app struct {
 	metrics   *metrics.Metrics
 	// watchers are told of decisions and outcomes; complete before the first.
 	watchers observers
+	limits   *limits.Limits
 	reload   *reloader
 	grpc     *grpc.Server
 	health   *health.Server
@@ -69,10 +71,11 @@ func newApp(ctx context.Context, src *source, log zerolog.Logger, lines *logQueu
 	a.callers = tokens.NewVerifier(tokens.VerifierConfig{Now: time.Now, Log: log})
 	a.watchers.decisions = []extproc.Observer{a.metrics}
 	a.watchers.outcomes = []extproc.OutcomeObserver{a.metrics}
+	a.limits = newLimits(a.metrics, log)
 	var err error
 	a.server, err = extproc.New(extproc.Config{
 		Tokens: a.tokens, Verifier: a.callers, Secrets: a.secrets, Now: time.Now, Log: lines.refusals(log),
-		Observe: &a.watchers, Outcomes: &a.watchers,
+		Observe: &a.watchers, Outcomes: &a.watchers, Gate: gates{a.limits},
 	})
 	if err != nil {
 		return nil, err
@@ -232,7 +235,16 @@ func (a *app) close() {
 	a.tokens.Close()
 	a.callers.Close()
 	a.share(nil)
+	a.limits.Close()
 	a.secrets.Close()
+}
+
+// newLimits makes the gate of the policy's limits.
+func newLimits(m *metrics.Metrics, log zerolog.Logger) *limits.Limits {
+	counts := metrics.NewLimits(m.Registry)
+	return limits.New(limits.Config{
+		Now: time.Now, Log: log, Limited: counts.Limited, Asked: counts.Asked, Up: counts.Up, Off: counts.Off,
+	})
 }
 
 // newFleet makes the shared cache of a policy, nil when it has none.

@@ -127,12 +127,17 @@ func (r *reloader) load() error {
 	if err := r.app.secrets.Require(needs); err != nil {
 		return fmt.Errorf("reading secrets: %w", err)
 	}
-	fleet, err := r.fleet(set)
+	plan, err := r.app.limits.Build(set)
+	var fleet *tokens.Fleet
+	if err == nil {
+		fleet, err = r.fleet(set)
+	}
 	if err == nil {
 		r.app.metrics.Expect(set)
 		err = r.app.server.Load(set)
 	}
 	if err != nil {
+		r.app.limits.Drop(plan)
 		if fleet != nil && fleet != r.app.fleet.Load() {
 			fleet.Close()
 		}
@@ -143,6 +148,7 @@ func (r *reloader) load() error {
 	}
 	r.app.metrics.Retain(set)
 	r.app.share(fleet)
+	r.app.limits.Use(plan)
 	r.app.secrets.Retain(needs)
 	if r.set.Swap(set) != nil && needsRestart(&r.app.started, &set.Server) {
 		r.app.log.Warn().Msg("server.listen, admin, tls, drain_delay and drain_timeout take effect at the next start")

@@ -3,6 +3,7 @@ package main
 import (
 	"time"
 
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/limits"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/tokens"
 )
@@ -14,7 +15,9 @@ type statusReport struct {
 	Policy  policyStatus `json:"policy"`
 	// SharedCache is missing without one.
 	SharedCache *tokens.FleetStatus `json:"shared_cache,omitempty"`
-	Upstreams   []upstreamStatus    `json:"upstreams"`
+	// Limits is missing when nothing is limited.
+	Limits    *limits.Status   `json:"limits,omitempty"`
+	Upstreams []upstreamStatus `json:"upstreams"`
 	// Issuers are those whose tokens prove callers.
 	Issuers []tokens.IssuerStatus `json:"issuers,omitempty"`
 }
@@ -46,6 +49,7 @@ func (a *app) status() any {
 		st := f.Status()
 		report.SharedCache = &st
 	}
+	report.Limits = a.limits.Status()
 	for _, w := range set.Warnings {
 		report.Policy.Warnings = append(report.Policy.Warnings, w.String())
 	}

@@ -22,7 +22,8 @@ One YAML file says which upstreams there are, who may call them, and what each o
 - **Secrets** are never in the file: a string with ` + "`${NAME}`, or `{env: NAME}`, `{file: PATH}`, `{vault: …}`, `{aws: …}` or `{gcp: …}`" + `;
   see [secret](#secret). Files and stores are read again while the program runs.
 - **Paths** start at the directory of the policy file.
-- **Durations** are written ` + "`1.5s`, `5m`, `24h`" + ` and are above zero. **Sizes** are whole numbers of ` + "`KiB` or `MiB`" + `.
+- **Durations** are written ` + "`1.5s`, `5m`, `24h`" + ` and are above zero. **Sizes** are whole numbers of ` + "`KiB` or `MiB`" + `. **Rates** are whole numbers above zero with
+  ` + "`/s`, `/min`, `/h` or `/day`" + `.
 - **Defaults.** An upstream inherits each block of ` + "`defaults`" + ` that it does not set itself, as a whole.
 - **Reading again.** A changed file is in force within seconds, and at once on SIGHUP; one with faults changes nothing.
   ` + "`server.listen`, `server.admin`, `server.tls` and the `drain_` keys" + ` wait for the next start (certificate files themselves are followed). New names, URLs and what is
@@ -164,6 +165,8 @@ func plainType(t reflect.Type) string {
 		return "duration"
 	case reflect.TypeFor[policy.Size]():
 		return "size"
+	case reflect.TypeFor[policy.Rate]():
+		return "rate"
 	case reflect.TypeFor[policy.StringList]():
 		return "string or list"
 	case reflect.TypeFor[policy.StringOrFalse]():

@@ -15,6 +15,7 @@ const (
 	variablePattern = `\$\{[A-Za-z_][A-Za-z0-9_]*\}`
 	durationPattern = `^([0-9]+(\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h)(([0-9]+(\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h))*$|\$\{`
 	sizePattern     = `^[0-9]+[KM]iB$|\$\{`
+	ratePattern     = `^[0-9]+/(s|min|h|day)$|\$\{`
 	namePattern     = `^[a-z0-9][a-z0-9_.-]{0,62}$`
 )
 
@@ -69,6 +70,8 @@ func union(t reflect.Type) *jsonschema.Schema {
 		return &jsonschema.Schema{Type: "string", Pattern: durationPattern}
 	case reflect.TypeFor[policy.Size]():
 		return &jsonschema.Schema{Type: "string", Pattern: sizePattern}
+	case reflect.TypeFor[policy.Rate]():
+		return &jsonschema.Schema{Type: "string", Pattern: ratePattern}
 	case reflect.TypeFor[policy.StringList]():
 		return &jsonschema.Schema{OneOf: []*jsonschema.Schema{text(), {Type: "array", Items: text(), MinItems: new(uint64(1))}}}
 	case reflect.TypeFor[policy.StringOrFalse]():

@@ -102,6 +102,9 @@ func Of(set *policy.Set) Needs {
 	for _, ref := range set.SharedCache.Secrets() {
 		add(ref)
 	}
+	for _, ref := range set.Tracing.Secrets() {
+		add(ref)
+	}
 	for _, up := range set.Upstreams {
 		if o := up.Credential.OAuth2; o != nil {
 			for _, ref := range o.Secrets() {
