@@ -54,6 +54,8 @@ type Outcome struct {
 	// connection was lost, somebody cancelled it, or it ran out of time. Envoy may
 	// have answered in the upstream's place: Status is a 503 or 504 then.
 	Reset bool
+	// Left is whether it was the caller's side that ended it so.
+	Left bool
 }
 
 // Rejected reports whether the upstream refused our credential for good: Envoy

@@ -61,6 +61,9 @@ const resetFlags = 1<<3 | // upstream_request_timeout
 	1<<26 | // overload_manager
 	1<<28 // downstream_remote_reset
 
+// leftFlags are those of them that are the caller's doing.
+const leftFlags = 1<<15 | 1<<19 | 1<<28
+
 // keptEntries bounds what a stream keeps from one message to the next. Envoy sends
 // 16 KiB at once, unless a single entry is larger.
 const keptEntries = 256
@@ -162,7 +165,8 @@ func (m *logMessage) common(o *logged, num protowire.Number, v []byte) error {
 	case fieldUpstreamCluster:
 		o.cluster = m.str(v)
 	case fieldResponseFlags:
-		o.Reset = flags(v)&resetFlags != 0
+		set := flags(v)
+		o.Reset, o.Left = set&resetFlags != 0, set&leftFlags != 0
 	case fieldCommonMetadata:
 		return each(v, func(num protowire.Number, v []byte) error { return m.metadata(o, num, v) })
 	}

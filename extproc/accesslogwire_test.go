@@ -2,6 +2,7 @@ package extproc
 
 import (
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -83,7 +84,8 @@ func generated(e *accesslogv3.HTTPAccessLogEntry) logged {
 		out.Took = common.GetDuration().AsDuration()
 	}
 	common.GetResponseFlags().ProtoReflect().Range(func(f protoreflect.FieldDescriptor, _ protoreflect.Value) bool {
-		out.Reset = out.Reset || slices.Contains(endings(), string(f.Name()))
+		ending := slices.Contains(endings(), string(f.Name()))
+		out.Reset, out.Left = out.Reset || ending, out.Left || ending && strings.HasPrefix(string(f.Name()), "downstream_")
 		return true
 	})
 	return out

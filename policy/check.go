@@ -26,6 +26,9 @@ func (c *checker) file() {
 	if c.f.SharedCache != nil {
 		c.sharedCache("shared_cache", c.f.SharedCache)
 	}
+	if c.f.Audit != nil {
+		c.audit("audit", c.f.Audit)
+	}
 	if c.f.Limits != nil {
 		c.limits(c.f.Limits)
 	}

@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// minCacheKey is the least length of shared_cache.key: what 128 bits need when
+// minCacheKey is the least length of shared_cache.key and audit.key: what 128 bits need when
 // they are written in hex.
 const minCacheKey = 32
 

@@ -3,7 +3,10 @@ package main
 import (
 	"time"
 
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/envoy"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/audit"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/limits"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/watch"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/tokens"
 )
@@ -15,11 +18,17 @@ type statusReport struct {
 	Policy  policyStatus `json:"policy"`
 	// SharedCache is missing without one.
 	SharedCache *tokens.FleetStatus `json:"shared_cache,omitempty"`
+	// Audit is missing when nothing is recorded.
+	Audit *audit.Status `json:"audit,omitempty"`
+	// XDS is missing unless Envoys are served their configuration.
+	XDS *envoy.XDSStatus `json:"xds,omitempty"`
 	// Limits is missing when nothing is limited.
 	Limits    *limits.Status   `json:"limits,omitempty"`
 	Upstreams []upstreamStatus `json:"upstreams"`
 	// Issuers are those whose tokens prove callers.
 	Issuers []tokens.IssuerStatus `json:"issuers,omitempty"`
+	// Watch is how the calls of each upstream fare.
+	Watch watch.Status `json:"watch"`
 }
 
 type policyStatus struct {
@@ -41,13 +50,21 @@ type upstreamStatus struct {
 
 func (a *app) status() any {
 	set := a.reload.set.Load()
-	report := statusReport{Version: versionString(), Ready: "yes", Policy: policyStatus{File: a.reload.src.file, reloadState: *a.reload.state.Load()}, Issuers: a.callers.Status()}
+	report := statusReport{Version: versionString(), Ready: "yes", Policy: policyStatus{File: a.reload.src.file, reloadState: *a.reload.state.Load()}, Issuers: a.callers.Status(), Watch: a.watch.Status()}
 	if err := a.ready(); err != nil {
 		report.Ready = "no: " + err.Error()
 	}
 	if f := a.fleet.Load(); f != nil {
 		st := f.Status()
 		report.SharedCache = &st
+	}
+	if set.Audit != nil {
+		st := a.audit.Status()
+		report.Audit = &st
+	}
+	if a.xds != nil {
+		st := a.xds.Status()
+		report.XDS = &st
 	}
 	report.Limits = a.limits.Status()
 	for _, w := range set.Warnings {
