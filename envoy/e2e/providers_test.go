@@ -202,6 +202,7 @@ func scenarios() []scenario {
 // TestManyProviders runs examples/providers, with LiteLLM as it is.
 func TestManyProviders(t *testing.T) {
 	m := startMany(t)
+	m.audited("openai") // LiteLLM asks for its models when it starts
 	for _, s := range scenarios() {
 		t.Run(s.title, func(t *testing.T) {
 			lines := map[string][]string{}
@@ -274,35 +275,40 @@ func (m *many) audited(name string) []string {
 		if err != nil {
 			m.t.Fatal(err)
 		}
-		lines = nil
-		open := map[any]bool{}
-		for line := range strings.Lines(string(text[min(m.read, len(text)):])) {
-			said := map[string]any{}
-			if json.Unmarshal([]byte(line), &said) != nil || said["upstream"] != name {
-				continue // half of a line is read again
-			}
-			open[said["request_id"]] = said["kind"] == "decision"
-			for _, member := range []string{"time", "request_id", "upstream", "duration", "own", "sent", "received", "seq", "prev", "hash"} {
-				delete(said, member)
-			}
-			b, err := json.Marshal(said)
-			if err != nil {
-				m.t.Fatal(err)
-			}
-			lines = append(lines, string(b))
+		whole := 1 + bytes.LastIndexByte(text, '\n')
+		var ended bool
+		if lines, ended = alike(string(text[m.read:whole]), name); ended {
+			m.read = whole
 		}
-		for _, waiting := range open {
-			if waiting {
-				return false
-			}
-		}
-		if len(lines) == 0 {
-			return false
-		}
-		m.read = 1 + bytes.LastIndexByte(text, '\n')
-		return true
+		return ended
 	})
 	return lines
+}
+
+// alike cuts lines of the audit down to what they should have in common. ended
+// is whether each call that was decided on has ended.
+func alike(text, upstream string) (lines []string, ended bool) {
+	open := map[any]bool{}
+	for line := range strings.Lines(text) {
+		said := map[string]any{}
+		if err := json.Unmarshal([]byte(line), &said); err != nil {
+			return []string{err.Error()}, true
+		}
+		if said["upstream"] != upstream {
+			continue
+		}
+		open[said["request_id"]] = said["kind"] == "decision"
+		for _, member := range []string{"time", "request_id", "upstream", "duration", "own", "sent", "received", "seq", "prev", "hash"} {
+			delete(said, member)
+		}
+		lines = append(lines, fmt.Sprint(said)) // in the order of the members' names
+	}
+	for _, waiting := range open {
+		if waiting {
+			return nil, false
+		}
+	}
+	return lines, true
 }
 
 // forget lets go of what arrived so far.
