@@ -131,6 +131,8 @@ type UpstreamEnvoySpec struct {
 	Route string `yaml:"route"`
 	// Listen gives the upstream a rendered listener of its own, with its url's paths unchanged. Legacy SSE servers need that.
 	Listen string `yaml:"listen"`
+	// Outcomes says what tells how a call ended: Envoy's access log, or, where none can be sent here, the headers of the answer. Those cost a message more for each call, hold a stream until the answer begins, and say nothing of what comes after.
+	Outcomes string `yaml:"outcomes" default:"access_log" enum:"access_log,response_headers"`
 }
 
 // CredentialSpec is what an upstream is lent: the word `none`, or exactly one of the kinds.

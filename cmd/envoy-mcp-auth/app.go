@@ -236,7 +236,7 @@ func (a *app) shutdown(failed <-chan error) {
 	if a.xds != nil {
 		a.xds.Stop()
 	}
-	a.server.StopLogs() // Envoy never ends one itself, so they would last until drain_timeout
+	a.server.StopOutcomes() // Envoy never ends a log stream itself, so it would last until drain_timeout
 	go func() { a.grpc.GracefulStop(); close(done) }()
 	select {
 	case <-done:
