@@ -35,7 +35,7 @@ type File struct {
 type ServerSpec struct {
 	// Listen is the address of the gRPC services that Envoy calls: unix:///PATH or HOST:PORT. An address that is not loopback needs `tls`.
 	Listen string `yaml:"listen" default:"unix:///run/envoy-mcp-auth/grpc.sock"`
-	// Admin is the address of /healthz, /readyz, /metrics and /status.
+	// Admin is the address of the page, /status, /metrics, /healthz and /readyz. The page and /status answer to IP addresses, localhost and the host written here.
 	Admin string `yaml:"admin" default:"127.0.0.1:9441"`
 	// TLS turns on mutual TLS on `listen`: only clients with a certificate of `client_ca` are served.
 	TLS *TLSSpec `yaml:"tls"`
