@@ -77,6 +77,12 @@ func TestLimits(t *testing.T) {
 	if n := r.proc.metric(`mcp_auth_rate_limited_total{rule="each",upstream="open"}`); n != 1 {
 		t.Errorf("want one refusal counted, got %v", n)
 	}
+	if _, status := r.proc.get("/status"); !strings.Contains(strings.Join(strings.Fields(status), ""), `"name":"each","rate":"3/day","per":["caller"],"refused":1,"last":"20`) {
+		t.Errorf("want the refusal on /status: %s", status)
+	}
+	if _, page := r.proc.get("/"); !strings.Contains(page, "3/day for each caller: 1 refused") || !strings.Contains(page, "A limit of the policy was reached.") {
+		t.Errorf("want the refusal on the page: %s", page)
+	}
 
 	for _, call := range []struct {
 		what, body string

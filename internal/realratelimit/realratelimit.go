@@ -172,8 +172,25 @@ func (s *Service) healthy(ctx context.Context) bool {
 	return err == nil && answer.GetStatus() == grpc_health_v1.HealthCheckResponse_SERVING
 }
 
-// Pause stops the process, so that it accepts connections and answers nothing.
-func (s *Service) Pause() error { return s.cmd.Process.Signal(syscall.SIGSTOP) }
+// Pause stops the process, so that it accepts connections and answers nothing. It
+// returns when that is so: a busy machine may let it go on for a while.
+func (s *Service) Pause() error {
+	if err := s.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+		return err
+	}
+	for {
+		var status syscall.WaitStatus
+		switch _, err := syscall.Wait4(s.cmd.Process.Pid, &status, syscall.WUNTRACED, nil); {
+		case errors.Is(err, syscall.EINTR):
+		case err != nil:
+			return err
+		case !status.Stopped():
+			return errors.New("the rate limit service ended")
+		default:
+			return nil
+		}
+	}
+}
 
 // Continue ends Pause.
 func (s *Service) Continue() error { return s.cmd.Process.Signal(syscall.SIGCONT) }
