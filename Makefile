@@ -13,6 +13,7 @@ VERSION ?= $(shell git describe --tags --always --dirty)
 PARTS = ENVOY="$$(tools/install envoy)" && LITELLM="$$(tools/install litellm)" && MOTO="$$(tools/install moto)" && export ENVOY LITELLM MOTO
 PARTS += && REDIS="$$(tools/install redis)" && export REDIS
 PARTS += && CONFORMANCE="$$(tools/install conformance)" && export CONFORMANCE
+PARTS += && HELM="$$(tools/build helm)" && KUBECONFORM="$$(tools/build kubeconform)" && export HELM KUBECONFORM
 PARTS += && PROMTOOL="$$(tools/install promtool)" && export PROMTOOL
 PARTS += && CHROMIUM="$$(tools/install chromium)" && export CHROMIUM
 GOTESTSUM = $(TOOL) gotestsum --format pkgname -- -race -count=1 -timeout 20m -p $(P)
@@ -89,6 +90,8 @@ deps: ## Install the real Envoy, LiteLLM, moto and Redis into .cache/
 	@tools/install redis
 	@tools/install conformance
 	@tools/install promtool
+	@tools/build helm
+	@tools/build kubeconform
 	@tools/install chromium
 
 relock: ## Write the locks of the real parts anew from tools/versions.env
