@@ -49,10 +49,10 @@ func (c *checker) manager(m manager) {
 	}
 	c.callerCertificates(m, mine)
 	c.tunnels(m.hcm.get("upgrade_configs"))
-	c.outcomeLog(m.hcm.get("access_log"), mine)
 	for _, l := range mine {
 		c.managedLeg(m.hcm, l, own, early)
 	}
+	c.outcomeLog(m.hcm.get("access_log"), mine)
 }
 
 // managedLeg checks one route of a connection manager.

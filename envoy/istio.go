@@ -170,6 +170,7 @@ func istioComments() []comment {
 	return append(all,
 		comment{"typed_config.early_header_mutation_extensions", "Only envoy-mcp-auth may set this mark; see the guard."},
 		comment{"typed_config.use_remote_address", "x-envoy-* headers of a caller (retries, timeouts) are taken off, and no\nx-forwarded-for is trusted."},
+		comment{"route.timeout", "No limit on a whole answer: SSE streams last. A VirtualService cannot say so."},
 		comment{"value.disabled", "Off, but for routes that say otherwise."},
 	)
 }
@@ -266,8 +267,7 @@ func (m *istio) header() string {
 	b.WriteString(`# Istio resources for the upstreams of an envoy-mcp-auth policy. Written by
 # "envoy-mcp-auth render istio"; change the policy and render again rather than
 # edit here, or run "envoy-mcp-auth check --envoy FILE" on the proxy's config_dump
-# (istioctl proxy-config all POD -o json shows the parts; the admin's /config_dump
-# is what check reads).
+# (kubectl exec POD -c istio-proxy -- pilot-agent request GET config_dump).
 #
 # Assumed:
 `)
@@ -281,7 +281,7 @@ func (m *istio) header() string {
 		say("the pod that asks also runs this program, and its proxy's container mounts the\n#   directory of %s", strings.TrimPrefix(m.set.Server.Listen, "unix://"))
 	} else {
 		name, ns, _ := strings.Cut(m.Service, ".")
-		say("Service %s in namespace %s leads to port %d of pods with the label app=%s, its\n#   port is named grpc, and those pods have a sidecar", name, ns, m.port, name)
+		say("Service %s in namespace %s leads to port %d of pods with the label app=%s, its\n#   port is named grpc, and those pods have a sidecar and service account %s", name, ns, m.port, name, name)
 		say("the mesh knows the extension provider of \"render istio --mesh-config\"")
 	}
 	say("the trust domain is cluster.local, and the cluster's domain too")

@@ -10,6 +10,9 @@ import (
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	customv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/custom_response/v3"
+	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
+	headerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/header_mutation/v3"
+	luav3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/lua/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	httpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	"google.golang.org/protobuf/proto"
@@ -166,7 +169,10 @@ func (m *istio) listenerPatches(p *packed, at place) list {
 		all = append(all, patch("HTTP_FILTER", m.listenerMatch(at, filterRouter), "INSERT_BEFORE", f))
 	}
 	if limit := buffers(ups...); limit > bufferLimit {
-		match := m.listenerMatch(at, "")
+		match := object{m.context()}
+		if at.port != 0 {
+			match = append(match, field{key: "listener", value: object{{key: "portNumber", value: at.port}}})
+		}
 		all = append(all, patch("LISTENER", match, "MERGE", &listenerv3.Listener{PerConnectionBufferLimitBytes: u32(limit)}))
 	}
 	return all
@@ -236,15 +242,16 @@ func (m *istio) routePatches(p *packed, t meshTarget) list {
 		on[filterCustomResponse] = p.any(rejectedResponse(p))
 	}
 	if m.RouteLevel {
-		for _, prefix := range []string{filterHeaderMutation, filterExtProc, filterGuard} {
-			on[prefix+"/"+t.Name] = p.any(&routev3.FilterConfig{Config: &anypb.Any{}})
-		}
+		// Each says nothing new: being said at all is what switches a filter on.
+		on[filterHeaderMutation+"/"+t.Name] = p.any(&headerv3.HeaderMutationPerRoute{Mutations: &headerv3.Mutations{}})
+		on[filterExtProc+"/"+t.Name] = p.any(&extprocv3.ExtProcPerRoute{Override: &extprocv3.ExtProcPerRoute_Overrides{Overrides: &extprocv3.ExtProcOverrides{}}})
+		on[filterGuard+"/"+t.Name] = p.any(&luav3.LuaPerRoute{Override: &luav3.LuaPerRoute_SourceCode{SourceCode: inlineString(guardCode(t.Name))}})
 	}
 	return list{
 		patch("VIRTUAL_HOST", vhost, "MERGE", &routev3.VirtualHost{IncludeRequestAttemptCount: true}),
 		patch("HTTP_ROUTE", route, "MERGE", &routev3.Route{
 			TypedPerFilterConfig: on,
-			Action:               &routev3.Route_Route{Route: &routev3.RouteAction{IdleTimeout: seconds(time.Hour)}},
+			Action:               &routev3.Route_Route{Route: &routev3.RouteAction{Timeout: seconds(0), IdleTimeout: seconds(time.Hour)}},
 		}),
 	}
 }
