@@ -70,8 +70,12 @@ func (c *checker) verified(tls tree, autoName bool, id, why string) {
 	if !validation.get("trusted_ca").ok() && !combined.get("validation_context_sds_secret_config").ok() && !validation.get("ca_certificate_provider_instance").ok() {
 		c.report(validation.get("trusted_ca"), problem{id, "there is no trusted_ca, so any certificate will do", why, "set validation_context.trusted_ca"})
 	}
+	names := validation.get("match_subject_alt_names").items() // as Istio writes them
 	for _, san := range validation.get("match_typed_subject_alt_names").items() {
-		if at := san.get("matcher", "safe_regex", "regex"); at.str() == ".*" || at.str() == ".+" {
+		names = append(names, san.get("matcher"))
+	}
+	for _, name := range names {
+		if at := name.get("safe_regex", "regex"); at.str() == ".*" || at.str() == ".+" {
 			c.report(at, problem{id, "any name in the certificate will do", why, "set matcher.exact to the host's name"})
 		}
 	}

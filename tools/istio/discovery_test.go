@@ -27,8 +27,12 @@ import (
 
 var update = flag.Bool("update", false, "write what the control plane makes of the resources")
 
-// rendered is where the resources are, and what the control plane makes of them goes.
-const rendered = "../../envoy/testdata/istio"
+// root is the directory of the program's module.
+const root = "../.."
+
+// rendered is where most of the resources are. What the control plane makes of NAME.yaml
+// is kept beside it, as NAME.xds.yaml.
+const rendered = "envoy/testdata/istio/"
 
 // What a cluster has that the resources name.
 const (
@@ -92,9 +96,12 @@ func proxies() map[string]asker {
 		proxy(model.Router, "egress.istio-system", "istio-system", map[string]string{"istio": "egressgateway"}), program + egress, three(),
 	}
 	return map[string]asker{
-		"sidecar": agent(program, three()...), "route": agent(program, three()...), "socket": agent("", three()...),
-		"gateway": gateway, "gateway-route": gateway,
-		"../../../examples/istio/istio": agent(program+tickets, "protected_server", "tickets"),
+		rendered + "sidecar":       agent(program, three()...),
+		rendered + "route":         agent(program, three()...),
+		rendered + "socket":        agent("", three()...),
+		rendered + "gateway":       gateway,
+		rendered + "gateway-route": gateway,
+		"examples/istio/istio":     agent(program+tickets, "protected_server", "tickets"),
 	}
 }
 
@@ -119,9 +126,9 @@ func TestControlPlane(t *testing.T) {
 			})
 			p := s.SetupProxy(a.proxy)
 			got := dump(t, s.Clusters(p), s.Listeners(p), s.Routes(p))
-			path := filepath.Join(rendered, name+".xds.yaml")
+			path := filepath.Join(root, name+".xds.yaml")
 			if *update {
-				if err := os.WriteFile(path, got, 0o600); err != nil {
+				if err := os.WriteFile(path, got, 0o644); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -154,7 +161,7 @@ func TestNoPatchMisses(t *testing.T) {
 // accounts that the resources name, and leads to loopback.
 func TestOnlyTheNamedMayAsk(t *testing.T) {
 	s := xds.NewFakeDiscoveryServer(t, xds.FakeOptions{
-		ConfigString: read(t, "sidecar.yaml"), KubernetesObjectString: program, MeshConfig: meshConfig(t),
+		ConfigString: read(t, rendered+"sidecar.yaml"), KubernetesObjectString: program, MeshConfig: meshConfig(t),
 	})
 	p := s.SetupProxy(proxy(model.SidecarProxy, "a.envoy-mcp-auth", "envoy-mcp-auth", map[string]string{"app": "envoy-mcp-auth"}))
 	text := string(yamlOf(t, &admin.ListenersConfigDump{StaticListeners: statics(t, s.Listeners(p))}))
@@ -185,9 +192,9 @@ func statics(t *testing.T, all []*listener.Listener) []*admin.ListenersConfigDum
 
 func read(t *testing.T, name string) string {
 	t.Helper()
-	b, err := os.ReadFile(filepath.Join(rendered, name))
-	if err != nil && !*update {
-		t.Fatal(err)
+	b, err := os.ReadFile(filepath.Join(root, name))
+	if err != nil {
+		t.Fatalf("%v; make e2e-istio WRITE=1 writes what is made here", err)
 	}
 	return string(b)
 }
@@ -219,7 +226,7 @@ func meshConfig(t *testing.T) *meshconfig.MeshConfig {
 	var values struct {
 		MeshConfig map[string]any `json:"meshConfig"`
 	}
-	if err := yaml.UnmarshalStrict([]byte(read(t, "mesh.yaml")), &values); err != nil {
+	if err := yaml.UnmarshalStrict([]byte(read(t, rendered+"mesh.yaml")), &values); err != nil {
 		t.Fatal(err)
 	}
 	own, err := yaml.Marshal(values.MeshConfig)
