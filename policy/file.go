@@ -21,6 +21,8 @@ type File struct {
 	Limits *LimitsSpec `yaml:"limits"`
 	// Tracing says where spans go. Left out, nowhere.
 	Tracing *TracingSpec `yaml:"tracing"`
+	// Watch says how calls are watched, and who is told. Left out, nobody is.
+	Watch *WatchSpec `yaml:"watch"`
 	// Defaults holds the blocks that an upstream inherits when it does not set them itself.
 	Defaults DefaultsSpec `yaml:"defaults"`
 	// Callers names who may call, and how each one proves it.
@@ -117,6 +119,10 @@ type UpstreamSpec struct {
 	StaleGrace Duration `yaml:"stale_grace"`
 	// Discover reads the upstream's protected resource metadata (RFC 9728) in the background and compares its resource and authorization servers with this file. What differs is reported; it decides nothing.
 	Discover bool `yaml:"discover"`
+	// Watch is what this upstream has otherwise than the `watch` block of the file.
+	Watch *UpstreamWatchSpec `yaml:"watch"`
+	// Disabled switches the upstream off: every call is refused with 503 `upstream_disabled`, and other upstreams go on.
+	Disabled bool `yaml:"disabled"`
 	// Envoy says how an Envoy that you already run names this upstream, or gives it a listener of its own.
 	Envoy *UpstreamEnvoySpec `yaml:"envoy"`
 }
