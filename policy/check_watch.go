@@ -117,20 +117,8 @@ func (c *checker) numberIn(path string, n, low, high int) {
 
 func (c *checker) durationIn(path string, d Duration, low, high time.Duration) {
 	if c.good(path) && (time.Duration(d) < low || time.Duration(d) > high) {
-		c.fault(path, "want %s to %s, got %s; correct it", brief(low), brief(high), c.got(path))
+		c.fault(path, "want %s to %s, got %s; correct it", DurationText(low), DurationText(high), c.got(path))
 	}
-}
-
-// brief writes 1h0m0s as 1h.
-func brief(d time.Duration) string {
-	s := d.String()
-	if strings.HasSuffix(s, "m0s") {
-		s = strings.TrimSuffix(s, "0s")
-	}
-	if strings.HasSuffix(s, "h0m") {
-		s = strings.TrimSuffix(s, "0m")
-	}
-	return s
 }
 
 func (c *checker) watchAlerts(path string, spec *WatchAlertsSpec) {

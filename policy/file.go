@@ -1,6 +1,9 @@
 package policy
 
-import "time"
+import (
+	"strings"
+	"time"
+)
 
 // The types in this file are the policy file as it is written. Their comments
 // are the reference: the JSON Schema and docs/policy.md are generated from them.
@@ -332,6 +335,18 @@ type StringOrFalse struct {
 
 // Duration is a time as Go writes it: 1.5s, 5m, 24h.
 type Duration time.Duration
+
+// DurationText writes a duration as a policy file would: 5m, not 5m0s.
+func DurationText(d time.Duration) string {
+	s := d.String()
+	if strings.HasSuffix(s, "m0s") {
+		s = strings.TrimSuffix(s, "0s")
+	}
+	if strings.HasSuffix(s, "h0m") {
+		s = strings.TrimSuffix(s, "0m")
+	}
+	return s
+}
 
 // Size is a number of bytes: 64KiB, 1MiB.
 type Size int64

@@ -46,6 +46,14 @@ type bucket struct {
 	took   histogram
 }
 
+// lane returns where a caller is counted, nil for one that anybody may be.
+func (b *bucket) lane(who uint64) *lane {
+	if who == 0 {
+		return nil
+	}
+	return &b.lanes[who%lanes]
+}
+
 // count counts one thing, for the caller's lane too when there is one.
 func (b *bucket) count(c count, l *lane) {
 	b.counts[c].Add(1)
@@ -115,7 +123,28 @@ func (w *window) reuse(b *bucket, n int64) {
 // sums are the counts of a span of time.
 type sums struct {
 	counts [counts]uint64
-	lanes  [lanes]struct{ tried, ended, blamed, broken uint64 }
+	lanes  [lanes]laneSum
+}
+
+type laneSum struct{ tried, ended, blamed, broken uint64 }
+
+// most reports whether more than half of the callers that called see more than a
+// share of failures, and there is one. One caller cannot make that so for others by
+// calls of its own that fail, however many.
+func (s *sums) most(limit float64, failures func(*laneSum) uint64) bool {
+	active, failing := 0, 0
+	for i := range s.lanes {
+		l := &s.lanes[i]
+		all := max(l.tried, l.ended)
+		if all == 0 {
+			continue
+		}
+		active++
+		if share(failures(l), all) > limit {
+			failing++
+		}
+	}
+	return 2*failing > active
 }
 
 // credential returns the calls of which it is known, or assumed, how their
@@ -170,6 +199,17 @@ func share(part, whole uint64) float64 {
 		return 0
 	}
 	return min(float64(part)/float64(whole), 1)
+}
+
+// used reports whether anything was counted since.
+func (w *window) used(since time.Time) bool {
+	n := numberOf(since)
+	for i := range w.buckets {
+		if w.buckets[i].number.Load() >= n {
+			return true
+		}
+	}
+	return false
 }
 
 // exactly returns a bucket by its number, nil when nothing was counted then.
