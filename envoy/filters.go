@@ -67,7 +67,7 @@ func processor(t target, _ *policy.Set) *extprocv3.ExternalProcessor {
 	f := &extprocv3.ExternalProcessor{
 		GrpcService: &corev3.GrpcService{
 			TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{ClusterName: ProcessorCluster}},
-			InitialMetadata: []*corev3.HeaderValue{{Key: UpstreamMetadata, Value: t.Name}},
+			InitialMetadata: identity(t),
 			Timeout:         seconds(messageTimeout),
 		},
 		MessageTimeout: seconds(messageTimeout),
@@ -89,6 +89,16 @@ func processor(t target, _ *policy.Set) *extprocv3.ExternalProcessor {
 		onBodies(f)
 	}
 	return f
+}
+
+// identity is what a request's upstream is known by. Served configuration also
+// says where the cluster leads, because it may be a moment behind the policy.
+func identity(t target) []*corev3.HeaderValue {
+	all := []*corev3.HeaderValue{{Key: UpstreamMetadata, Value: t.Name}}
+	if t.served {
+		all = append(all, &corev3.HeaderValue{Key: URLMetadata, Value: t.URL})
+	}
+	return all
 }
 
 func attributes(t target) []string {

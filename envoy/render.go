@@ -109,35 +109,46 @@ func Render(set *policy.Set, opt Options) ([]byte, error) {
 
 // bootstrap is the whole configuration as Envoy's own message.
 func bootstrap(set *policy.Set, opt Options) (*bootstrapv3.Bootstrap, error) {
-	if set.Server.Deadline >= messageTimeout {
-		return nil, fmt.Errorf("server.deadline: want less than %s, which is the time Envoy waits for a decision, got %s", messageTimeout, set.Server.Deadline)
+	if err := fitting(set); err != nil {
+		return nil, err
 	}
 	ups, err := targets(set)
 	if err != nil {
 		return nil, err
 	}
-	b := &bootstrapv3.Bootstrap{
-		Node:            &corev3.Node{Id: "envoy-mcp-auth", Cluster: "envoy-mcp-auth"},
-		StaticResources: &bootstrapv3.Bootstrap_StaticResources{},
-	}
+	b := &bootstrapv3.Bootstrap{StaticResources: &bootstrapv3.Bootstrap_StaticResources{}}
 	if b.StaticResources.Listeners, err = listeners(set, ups); err != nil {
 		return nil, err
 	}
 	if b.StaticResources.Clusters, err = clusters(set, ups, opt); err != nil {
 		return nil, err
 	}
+	return b, common(b, opt)
+}
+
+// fitting finds what a policy says that no rendered configuration can keep.
+func fitting(set *policy.Set) error {
+	if set.Server.Deadline >= messageTimeout {
+		return fmt.Errorf("server.deadline: want less than %s, which is the time Envoy waits for a decision, got %s", messageTimeout, set.Server.Deadline)
+	}
+	return nil
+}
+
+// common fills in what every bootstrap has.
+func common(b *bootstrapv3.Bootstrap, opt Options) (err error) {
+	b.Node = &corev3.Node{Id: "envoy-mcp-auth", Cluster: "envoy-mcp-auth"}
 	if opt.Admin != "" {
 		addr, err := address(opt.Admin)
 		if err != nil {
-			return nil, fmt.Errorf("admin address: %w", err)
+			return fmt.Errorf("admin address: %w", err)
 		}
 		b.Admin = &bootstrapv3.Admin{Address: addr}
 	}
 	if b.LayeredRuntime, err = runtime(); err != nil {
-		return nil, err
+		return err
 	}
 	b.OverloadManager, err = overload()
-	return b, err
+	return err
 }
 
 // runtime raises the size of regular expressions that Envoy accepts (100): an

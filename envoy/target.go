@@ -22,6 +22,8 @@ type target struct {
 	port      uint32
 	authority string // what the upstream's Host header says
 	path      string // escaped, "" for the root
+	// served is whether Envoy is told of it by this program, and not by a file.
+	served bool
 }
 
 func targets(set *policy.Set) ([]target, error) {

@@ -40,7 +40,11 @@ func (t target) bodyLimit() uint32 {
 func buffers(ups ...target) uint32 {
 	most := uint32(bufferLimit)
 	for _, t := range ups {
-		if limit := t.bodyLimit(); limit > 0 {
+		limit := t.bodyLimit()
+		if t.served {
+			limit = max(limit, bufferLimit) // see toolFilters
+		}
+		if limit > 0 {
 			most = max(most, limit+bufferRoom)
 		}
 	}
@@ -55,7 +59,9 @@ func toolFilters(p *packed, ups []target) []*hcmv3.HttpFilter {
 	var all []*hcmv3.HttpFilter
 	limited, filtered := false, false
 	for _, t := range ups {
-		limited = limited || t.bodyLimit() > 0
+		// Served, it is always there: the first upstream with tool rules would
+		// else change the listener, and so drain every connection.
+		limited = limited || t.bodyLimit() > 0 || t.served
 		filtered = filtered || t.proof() == policy.ProofMCPFilter
 	}
 	if limited {

@@ -18,6 +18,7 @@ type exchange struct {
 	snap  *snapshot
 	gate  Gate
 	names []string // values of the initial metadata mcp-upstream
+	urls  []string // and of mcp-upstream-url
 
 	msg    message
 	screen policy.Screening
@@ -183,6 +184,9 @@ func (x *exchange) identify() policy.Reason {
 	}
 	up, reason := x.snap.set.Lookup(&x.msg.req)
 	if reason != policy.Allowed {
+		return reason
+	}
+	if up, reason = x.follow(up); reason != policy.Allowed {
 		return reason
 	}
 	x.lane = x.snap.lanes[up]

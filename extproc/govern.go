@@ -78,7 +78,7 @@ func (x *exchange) judge(proved policy.Reason) policy.Reason {
 		return proved
 	}
 	v := x.lane.up.Tools.Judge(x.bearer(), x.calls)
-	x.decision.Tool, x.decision.Rule = toolName(&x.calls[v.Call]), v.Rule+1
+	x.decision.Tool, x.decision.Rule = ToolName(&x.calls[v.Call]), v.Rule+1
 	x.needs = v.Scopes
 	return v.Reason
 }
@@ -96,9 +96,10 @@ func (x *exchange) bearer() policy.Bearer {
 	return b
 }
 
-// toolName names a call for the log: a tool by its name, anything else by method
-// and target. No printable name holds a blank.
-func toolName(c *policy.Call) string {
+// ToolName names a call as Decision.Tool does: a tool by its name, anything else by
+// method and target, in at most 193 characters, all visible ASCII but for a blank
+// between the two. No tool's name holds a blank.
+func ToolName(c *policy.Call) string {
 	target := printable(c.Target, maxTool)
 	if string(c.Method) == "tools/call" {
 		return target

@@ -407,7 +407,7 @@ func TestToolNamesAreBounded(t *testing.T) {
 		{"tools/call", "a\x1b[31m\né", "a[31m"},
 		{"x" + strings.Repeat("y", 100), strings.Repeat("z", 1000), "x" + strings.Repeat("y", 63) + " " + strings.Repeat("z", 128)},
 	} {
-		if got := toolName(&policy.Call{Method: []byte(tc.method), Target: []byte(tc.target)}); got != tc.want {
+		if got := ToolName(&policy.Call{Method: []byte(tc.method), Target: []byte(tc.target)}); got != tc.want {
 			t.Errorf("got %q, want %q", got, tc.want)
 		}
 	}

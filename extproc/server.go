@@ -105,11 +105,13 @@ type Decision struct {
 
 // Server decides. Its methods may be called from any number of goroutines.
 type Server struct {
-	cfg  Config
-	now  func() time.Time
-	snap atomic.Pointer[snapshot]
-	pool sync.Pool
-	log  accessLog
+	cfg Config
+	now func() time.Time
+	// loading is held while snap is replaced, so that what goes with it fits.
+	loading sync.Mutex
+	snap    atomic.Pointer[snapshot]
+	pool    sync.Pool
+	log     accessLog
 	// sessions says whose session is whose. It outlives a policy.
 	sessions *sessions
 }
@@ -184,6 +186,7 @@ func (s *Server) begin(ctx context.Context) *exchange {
 	x, _ := s.pool.Get().(*exchange)
 	x.snap, x.gate = s.snap.Load(), s.cfg.Gate
 	x.names = metadata.ValueFromIncomingContext(ctx, upstreamKey)
+	x.urls = metadata.ValueFromIncomingContext(ctx, urlKey)
 	x.lane, x.caller, x.principal, x.token, x.cause = nil, nil, nil, nil, nil
 	x.mark, x.session = "", sessionUse{}
 	x.calls, x.needs, x.awaiting, x.done = x.calls[:0], nil, false, false
@@ -256,15 +259,17 @@ func printable(b []byte, limit int) string {
 // pointer is swapped. On an error the policy before it stays. Calls in flight
 // end under the policy they began with.
 func (s *Server) Load(set *policy.Set) error {
+	s.loading.Lock()
+	defer s.loading.Unlock()
 	snap, err := s.build(set)
 	if err != nil {
 		return fmt.Errorf("loading the policy: %w", err)
 	}
+	snap.after(s.snap.Load())
 	s.snap.Store(snap)
-	s.sessions.retain(snap)
-	s.cfg.Tokens.Retain(snap.sources())
-	if s.cfg.Verifier != nil {
-		s.cfg.Verifier.Retain(snap.rules())
+	s.retain(snap)
+	if snap.before != nil {
+		time.AfterFunc(behindFor, func() { s.forget(snap) })
 	}
 	return nil
 }

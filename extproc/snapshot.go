@@ -14,6 +14,8 @@ type snapshot struct {
 	lanes map[*policy.Upstream]*lane
 	// known are the strings a message is likely to hold.
 	known map[string]string
+	// before is the policy that this one replaced, while Envoys may be behind.
+	before *snapshot
 }
 
 // lane is what the request path needs of one upstream.

@@ -29,6 +29,9 @@ func (c *checker) file() {
 	if c.f.Watch != nil {
 		c.watch("watch", c.f.Watch)
 	}
+	if c.f.Audit != nil {
+		c.audit("audit", c.f.Audit)
+	}
 	if c.f.Limits != nil {
 		c.limits(c.f.Limits)
 	}

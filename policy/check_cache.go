@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// minKey is the least length of shared_cache.key and the webhook's secret: what 128
-// bits need when they are written in hex.
+// minKey is the least length of shared_cache.key, audit.key and the secret of the watch's
+// webhook: what 128 bits need when they are written in hex.
 const minKey = 32
 
 // sharedCache checks the `shared_cache` block.

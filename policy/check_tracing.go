@@ -14,16 +14,20 @@ func (c *checker) tracing(path string, spec *TracingSpec) {
 			c.fault(p, "want the word parent, or a share above 0%% and up to 100%%, got %s; write for example 1%%", c.got(p))
 		}
 	}
-	path += ".otlp"
-	if p := path + ".endpoint"; c.good(p) && strings.Contains(spec.OTLP.Endpoint, "@") {
+	c.otlp(path+".otlp", &spec.OTLP)
+}
+
+// otlp checks a collector.
+func (c *checker) otlp(path string, spec *OTLPSpec) {
+	if p := path + ".endpoint"; c.good(p) && strings.Contains(spec.Endpoint, "@") {
 		c.fault(p, "want a URL without user and password, got one with an @ (not shown); send them by headers")
 	}
-	c.url(path+".endpoint", spec.OTLP.Endpoint, urlRules{plaintext: spec.OTLP.AllowPlaintext, hint: "set allow_plaintext: true if the network between is yours"})
-	if p := path + ".ca"; c.good(p) && c.good(path+".endpoint") && !strings.HasPrefix(strings.ToLower(spec.OTLP.Endpoint), "https:") {
+	c.url(path+".endpoint", spec.Endpoint, urlRules{plaintext: spec.AllowPlaintext, hint: "set allow_plaintext: true if the network between is yours"})
+	if p := path + ".ca"; c.good(p) && c.good(path+".endpoint") && !strings.HasPrefix(strings.ToLower(spec.Endpoint), "https:") {
 		c.fault(p, "this is for https endpoints; remove it, or write https://")
 	}
 	seen := map[string]bool{}
-	for _, name := range slices.Sorted(maps.Keys(spec.OTLP.Headers)) {
+	for _, name := range slices.Sorted(maps.Keys(spec.Headers)) {
 		lower := strings.ToLower(name)
 		switch p := join(path+".headers", name); {
 		case !isToken(name) || isFraming(lower) || strings.HasPrefix(lower, "content-"):
@@ -49,10 +53,17 @@ func (c *checker) compileTracing() *Tracing {
 	}
 	t := &Tracing{Endpoint: spec.OTLP.Endpoint, CA: c.resolve(spec.OTLP.CA)}
 	t.Roots, _ = share(spec.Sample)
-	for _, name := range slices.Sorted(maps.Keys(spec.OTLP.Headers)) {
-		t.Headers = append(t.Headers, SecretHeader{strings.ToLower(name), spec.OTLP.Headers[name].Ref})
-	}
+	t.Headers = spec.OTLP.headers()
 	return t
+}
+
+// headers returns the headers of a collector, sorted by name.
+func (o *OTLPSpec) headers() []SecretHeader {
+	var all []SecretHeader
+	for _, name := range slices.Sorted(maps.Keys(o.Headers)) {
+		all = append(all, SecretHeader{strings.ToLower(name), o.Headers[name].Ref})
+	}
+	return all
 }
 
 // Tracing is the compiled `tracing` block.

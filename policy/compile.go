@@ -18,6 +18,7 @@ func (c *checker) compile() *Set {
 		Warnings: c.warnings.inLineOrder(),
 	}
 	s.SharedCache = c.compileSharedCache()
+	s.Audit = c.compileAudit()
 	s.Limits = c.compileLimits()
 	s.Watch = c.compileWatch()
 	s.Tracing = c.compileTracing()

@@ -20,6 +20,8 @@ type File struct {
 	SecretStores SecretStoresSpec `yaml:"secret_stores"`
 	// SharedCache is where replicas share tokens. Left out, each process fetches its own.
 	SharedCache *SharedCacheSpec `yaml:"shared_cache"`
+	// Audit is where a record of every decision and outcome goes. Left out, none is kept.
+	Audit *AuditSpec `yaml:"audit"`
 	// Limits says how much may be called how often. Left out, nothing is limited.
 	Limits *LimitsSpec `yaml:"limits"`
 	// Tracing says where spans go. Left out, nowhere.

@@ -3,14 +3,14 @@ package policy
 // TracingSpec is the `tracing` block: a span for each decision of a traced request, sent to an OpenTelemetry collector off the request path. It holds no arguments and no secrets. See docs/tracing.md.
 type TracingSpec struct {
 	// OTLP is the collector.
-	OTLP TracingOTLPSpec `yaml:"otlp" required:"true"`
+	OTLP OTLPSpec `yaml:"otlp" required:"true"`
 	// Sample says which requests get a span: `parent`, those whose `traceparent` says that their trace is recorded; or a share such as `1%`: those, and so many of the requests without a `traceparent`, each as a trace of its own.
 	Sample string `yaml:"sample" default:"parent"`
 }
 
-// TracingOTLPSpec is an OpenTelemetry collector, spoken to in OTLP over HTTP (protobuf). Spans that it does not take are counted as dropped. Nothing is taken from OTEL_… variables.
-type TracingOTLPSpec struct {
-	// Endpoint is the URL of the collector's traces, such as https://otel.company.com:4318/v1/traces.
+// OTLPSpec is an OpenTelemetry collector, spoken to in OTLP over HTTP (protobuf), off the request path. What it does not take is counted as dropped. Of the OTEL_… variables, only OTEL_RESOURCE_ATTRIBUTES counts.
+type OTLPSpec struct {
+	// Endpoint is the URL that is posted to, such as https://otel.company.com:4318/v1/traces for `tracing` and https://otel.company.com:4318/v1/logs for `audit`.
 	Endpoint string `yaml:"endpoint" required:"true"`
 	// AllowPlaintext permits an http endpoint that is not loopback.
 	AllowPlaintext bool `yaml:"allow_plaintext"`

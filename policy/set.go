@@ -12,6 +12,8 @@ type Set struct {
 	Stores SecretStores
 	// SharedCache is where replicas share tokens; nil when they do not.
 	SharedCache *SharedCache
+	// Audit is where a record of every decision goes; nil for none.
+	Audit *Audit
 	// Limits says how much may be called how often; nil when nothing is limited.
 	Limits *Limits
 	// Tracing is where spans go; nil when nowhere.

@@ -19,11 +19,14 @@ import (
 	"google.golang.org/grpc/health"
 	"google.golang.org/grpc/health/grpc_health_v1"
 
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/envoy"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/extproc"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/admin"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/audit"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/limits"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/metrics"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/secrets"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/tracing"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/watch"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/tokens"
@@ -37,14 +40,17 @@ type app struct {
 	// resources compares what upstreams say of themselves with the policy.
 	resources *tokens.Resources
 	callers   *tokens.Verifier
+	audit     *audit.Log
 	fleet     atomic.Pointer[tokens.Fleet] // nil without a shared cache
 	server    *extproc.Server
 	metrics   *metrics.Metrics
+	traces    *tracing.Tracing
 	// watchers are told of decisions and outcomes; complete before the first.
 	watchers observers
 	watch    *watch.Watch
 	limits   *limits.Limits
 	reload   *reloader
+	xds      *envoy.XDS // nil unless Envoys are served their configuration
 	grpc     *grpc.Server
 	health   *health.Server
 	admin    *http.Server
@@ -63,7 +69,7 @@ type app struct {
 
 // newApp loads the policy and opens the listeners, so that every mistake shows
 // before anything is served.
-func newApp(ctx context.Context, src *source, log zerolog.Logger, lines *logQueue) (*app, error) {
+func newApp(ctx context.Context, src *source, log zerolog.Logger, lines *logQueue, xds bool) (*app, error) {
 	a := &app{log: log}
 	a.metrics = metrics.New(versionString(), a.expiries)
 	a.secrets = secrets.New(secrets.Config{Env: src.st.env, Log: log, Stale: a.metrics.SecretsStale})
@@ -71,29 +77,39 @@ func newApp(ctx context.Context, src *source, log zerolog.Logger, lines *logQueu
 	a.tokens = tokens.New(tokens.Config{Secrets: a.secrets, Now: time.Now, Log: log, Observe: a.metrics.Fetched})
 	a.resources = tokens.NewResources(tokens.ResourceConfig{Now: time.Now, Log: log, Dice: rand.Float64})
 	a.callers = tokens.NewVerifier(tokens.VerifierConfig{Now: time.Now, Log: log})
+	a.audit = audit.New(audit.Config{Secrets: a.secrets, Now: time.Now, Stdout: src.st.out, Log: log, Version: versionString()})
+	a.traces = tracing.New(tracing.Config{
+		Secrets: a.secrets, Version: versionString(), Now: time.Now, Dice: rand.Float64, Count: a.metrics.Spans, Log: log,
+	})
 	a.watch = watch.New(watch.Config{Now: time.Now, Log: log})
-	a.watchers.decisions = []extproc.Observer{a.metrics, a.watch}
-	a.watchers.outcomes = []extproc.OutcomeObserver{a.metrics, a.watch}
+	a.watchers.decisions = []extproc.Observer{a.metrics, a.watch, a.traces}
+	a.watchers.outcomes = []extproc.OutcomeObserver{a.metrics, a.watch, a.audit}
 	a.limits = newLimits(a.metrics, log)
 	var err error
 	a.server, err = extproc.New(extproc.Config{
 		Tokens: a.tokens, Verifier: a.callers, Secrets: a.secrets, Now: time.Now, Log: lines.refusals(log),
-		Observe: &a.watchers, Outcomes: &a.watchers, Gate: gates{a.watch, a.limits},
+		Observe: &a.watchers, Outcomes: &a.watchers, Gate: gates{a.watch, a.limits}, Audit: a.audit,
 	})
 	if err != nil {
 		return nil, err
 	}
 	a.metrics.AccessLog(a.server.LogStats)
 	a.metrics.StaleTokens(a.stale)
+	a.metrics.Audit(a.audit.Status)
+	if xds {
+		refused := a.metrics.XDS(func() int { return len(a.xds.Status().Envoys) })
+		a.xds = envoy.NewXDS(envoy.XDSConfig{Now: time.Now, Log: log, Refused: refused}) //nolint:contextcheck // its streams end with Stop
+	}
 	a.reload = &reloader{src: src, app: a}
 	if err := a.reload.first(); err != nil {
 		a.tokens.Close()
 		a.callers.Close()
+		a.audit.Close()
 		a.secrets.Close()
 		return nil, err
 	}
 	if err := a.open(ctx, a.reload.set.Load(), lines.refusals(log)); err != nil {
-		a.close()
+		a.close() //nolint:contextcheck // it comes after the end of every context
 		return nil, err
 	}
 	return a, nil
@@ -111,6 +127,9 @@ func (a *app) open(ctx context.Context, set *policy.Set, refusals zerolog.Logger
 	}
 	a.grpc = grpc.NewServer(opts...)
 	a.server.Register(a.grpc) //nolint:contextcheck // each stream brings its own
+	if a.xds != nil {
+		a.xds.Register(a.grpc)
+	}
 	a.health = health.NewServer()
 	grpc_health_v1.RegisterHealthServer(a.grpc, a.health)
 	a.started = set.Server
@@ -141,6 +160,9 @@ func (a *app) run(ctx context.Context) error {
 	signal.Notify(hup, syscall.SIGHUP)
 	defer signal.Stop(hup)
 	go a.secrets.Run(background)
+	if a.xds != nil {
+		go a.xds.Run(background)
+	}
 	go a.reload.run(background, hup)
 	a.tokens.Warm(background)
 	go a.resources.Watch(background, func() []*policy.Upstream { return a.reload.set.Load().Upstreams })
@@ -211,6 +233,9 @@ func (a *app) shutdown(failed <-chan error) {
 		a.log.Error().Err(err).Msg("a listener failed while draining")
 	}
 	done := make(chan struct{})
+	if a.xds != nil {
+		a.xds.Stop()
+	}
 	a.server.StopLogs() // Envoy never ends one itself, so they would last until drain_timeout
 	go func() { a.grpc.GracefulStop(); close(done) }()
 	select {
@@ -238,6 +263,8 @@ func (a *app) close() {
 	a.tokens.Close()
 	a.callers.Close()
 	a.share(nil)
+	a.audit.Close()
+	a.traces.Close()
 	a.limits.Close()
 	a.secrets.Close()
 }

@@ -85,7 +85,7 @@ func TestO8_RandomMutations(t *testing.T) {
 	env := func(name string) (string, bool) { return "canary-secret", name == "SECRET" || name == "GOGC" }
 	var log lockedBuffer
 	ctx, cancel := context.WithCancel(t.Context())
-	a, err := newApp(ctx, &source{file: m.file(), st: streams{env: env}}, zerolog.New(&log), newLogQueue(&log))
+	a, err := newApp(ctx, &source{file: m.file(), st: streams{env: env}}, zerolog.New(&log), newLogQueue(&log), false)
 	if err != nil {
 		t.Fatal(err)
 	}

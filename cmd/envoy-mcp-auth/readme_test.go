@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/extproc"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/audit"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/metrics"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/realenvoy"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
@@ -164,8 +165,12 @@ func metricTable(t *testing.T) string {
 	m.StaleTokens(func(yield func(string)) { yield("a") })
 	m.Fetched(tokens.Fetch{Upstreams: []string{"a"}, Result: "ok"})
 	m.Reloaded(time.Time{}, nil)
+	m.Spans("exported", 1)
 	m.SharedCache("hit")
 	m.SharedCacheUp(true)
+	m.Audit(func() audit.Status {
+		return audit.Status{Sinks: []string{"file"}, Lines: map[string]uint64{"decision": 1}}
+	})
 	families, err := m.Registry.Gather()
 	if err != nil {
 		t.Fatal(err)

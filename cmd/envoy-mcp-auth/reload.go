@@ -8,6 +8,9 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/envoy"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/audit"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/limits"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/secrets"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/watchfile"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
@@ -123,33 +126,35 @@ func (r *reloader) load() error {
 	if err != nil {
 		return err
 	}
+	var served *envoy.Resources
+	if r.app.xds != nil {
+		if served, err = envoy.NewResources(set, envoy.Options{}); err != nil {
+			return err
+		}
+	}
 	needs := secrets.Of(set)
 	if err := r.app.secrets.Require(needs); err != nil {
 		return fmt.Errorf("reading secrets: %w", err)
 	}
-	plan, err := r.app.limits.Build(set)
-	var fleet *tokens.Fleet
-	if err == nil {
-		fleet, err = r.fleet(set)
-	}
+	parts, err := r.build(set)
 	if err == nil {
 		r.app.metrics.Expect(set)
 		err = r.app.server.Load(set)
 	}
 	if err != nil {
-		r.app.limits.Drop(plan)
-		if fleet != nil && fleet != r.app.fleet.Load() {
-			fleet.Close()
-		}
+		parts.drop(r.app)
 		if old := r.set.Load(); old != nil {
 			r.app.secrets.Retain(secrets.Of(old))
 		}
 		return err
 	}
+	parts.use(r.app)
+	if served != nil {
+		// After the policy: what Envoy does not know yet is refused by nobody, and
+		// what the policy does not know any more is refused here.
+		r.app.xds.Push(served)
+	}
 	r.app.metrics.Retain(set)
-	r.app.share(fleet)
-	r.app.limits.Use(plan)
-	r.app.watch.Load(set)
 	r.app.secrets.Retain(needs)
 	if r.set.Swap(set) != nil && needsRestart(&r.app.started, &set.Server) {
 		r.app.log.Warn().Msg("server.listen, admin, tls, drain_delay and drain_timeout take effect at the next start")
@@ -160,6 +165,48 @@ func (r *reloader) load() error {
 	r.state.Store(&reloadState{LoadedAt: time.Now()})
 	settleMemory(r.src.st.env)
 	return nil
+}
+
+// parts are what a policy has besides its decisions, made and not yet in force.
+type parts struct {
+	set   *policy.Set
+	plan  *limits.Plan
+	fleet *tokens.Fleet
+	audit *audit.Change
+}
+
+// build makes the parts. After an error, those that are made have to be dropped.
+func (r *reloader) build(set *policy.Set) (p parts, err error) {
+	p.set = set
+	if p.plan, err = r.app.limits.Build(set); err != nil {
+		return p, err
+	}
+	if p.fleet, err = r.fleet(set); err != nil {
+		return p, err
+	}
+	if err = r.app.traces.Check(set); err != nil {
+		return p, err
+	}
+	p.audit, err = r.app.audit.Prepare(set.Audit)
+	return p, err
+}
+
+func (p *parts) drop(a *app) {
+	a.limits.Drop(p.plan)
+	if p.fleet != nil && p.fleet != a.fleet.Load() {
+		p.fleet.Close()
+	}
+	if p.audit != nil {
+		p.audit.Cancel()
+	}
+}
+
+func (p *parts) use(a *app) {
+	p.audit.Commit()
+	a.share(p.fleet)
+	a.limits.Use(p.plan)
+	a.watch.Load(p.set)
+	a.traces.Use(p.set)
 }
 
 // fleet returns the shared cache of a policy: the one in force when the policy

@@ -23,8 +23,15 @@ func newRender(st streams) *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	var opt envoy.Options
+	xds := false
 	forEnvoy := newRenderer(st, "envoy", "A complete, safe Envoy configuration",
-		func(set *policy.Set) ([]byte, error) { return envoy.Render(set, opt) })
+		func(set *policy.Set) ([]byte, error) {
+			if xds {
+				return envoy.RenderXDS(set, opt)
+			}
+			return envoy.Render(set, opt)
+		})
+	forEnvoy.Flags().BoolVar(&xds, "xds", false, "only the bootstrap of an Envoy that follows `serve --xds`")
 	forEnvoy.Flags().StringVar(&opt.Admin, "admin", "", "give Envoy an admin listener at this address; it has none otherwise")
 	cmd.AddCommand(forEnvoy,
 		newRenderer(st, "litellm", "The mcp_servers block of a LiteLLM configuration", envoy.RenderLiteLLM))

@@ -67,7 +67,7 @@ func newRoot(st streams) *cobra.Command {
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return fmt.Errorf("%w; see %s --help", err, cmd.CommandPath())
 	})
-	root.AddCommand(newServe(st), newCheck(st), newExplain(st), newRender(st), newImport(st), newToken(st), newVersion(st))
+	root.AddCommand(newServe(st), newCheck(st), newExplain(st), newRender(st), newImport(st), newToken(st), newAudit(st), newVersion(st))
 	return root
 }
 

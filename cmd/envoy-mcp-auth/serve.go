@@ -19,6 +19,7 @@ type serveFlags struct {
 	source   source
 	logLevel string
 	logJSON  bool
+	xds      bool
 }
 
 func newServe(st streams) *cobra.Command {
@@ -40,12 +41,13 @@ func newServe(st streams) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return serve(cmd.Context(), &f.source, log, lines, st)
+			return serve(cmd.Context(), &f, log, lines, st)
 		},
 	}
 	f.source.bind(cmd, true)
 	cmd.Flags().StringVar(&f.logLevel, "log-level", "info", "least level logged: "+strings.Join(logLevels(), ", "))
 	words(cmd, "log-level", logLevels()...)
+	cmd.Flags().BoolVar(&f.xds, "xds", false, "also serve Envoy its configuration (see `render envoy --xds`)")
 	cmd.Flags().BoolVar(&f.logJSON, "log-json", true, "log JSON lines; false for people")
 	return cmd
 }
@@ -76,14 +78,15 @@ func newLog(w io.Writer, level string) (zerolog.Logger, error) {
 func logLevels() []string { return []string{"trace", "debug", "info", "warn", "error"} }
 
 // serve runs until ctx or a signal ends it and everything is drained.
-func serve(ctx context.Context, src *source, log zerolog.Logger, lines *logQueue, st streams) error {
+func serve(ctx context.Context, f *serveFlags, log zerolog.Logger, lines *logQueue, st streams) error {
 	// A reader of the log that went away must not take the server with it.
 	signal.Ignore(syscall.SIGPIPE)
-	a, err := newApp(ctx, src, log, lines)
+	src := &f.source
+	a, err := newApp(ctx, src, log, lines, f.xds)
 	if err != nil {
 		return err
 	}
-	defer a.close()
+	defer a.close() //nolint:contextcheck // it comes after the end of every context
 	// Only from here on is there anything to drain. Before, and in all other
 	// commands, a signal ends the process at once, whatever it waits for.
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, os.Interrupt)

@@ -3,6 +3,8 @@ package main
 import (
 	"time"
 
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/envoy"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/audit"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/limits"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/watch"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
@@ -16,6 +18,10 @@ type statusReport struct {
 	Policy  policyStatus `json:"policy"`
 	// SharedCache is missing without one.
 	SharedCache *tokens.FleetStatus `json:"shared_cache,omitempty"`
+	// Audit is missing when nothing is recorded.
+	Audit *audit.Status `json:"audit,omitempty"`
+	// XDS is missing unless Envoys are served their configuration.
+	XDS *envoy.XDSStatus `json:"xds,omitempty"`
 	// Limits is missing when nothing is limited.
 	Limits    *limits.Status   `json:"limits,omitempty"`
 	Upstreams []upstreamStatus `json:"upstreams"`
@@ -51,6 +57,14 @@ func (a *app) status() any {
 	if f := a.fleet.Load(); f != nil {
 		st := f.Status()
 		report.SharedCache = &st
+	}
+	if set.Audit != nil {
+		st := a.audit.Status()
+		report.Audit = &st
+	}
+	if a.xds != nil {
+		st := a.xds.Status()
+		report.XDS = &st
 	}
 	report.Limits = a.limits.Status()
 	for _, w := range set.Warnings {

@@ -168,6 +168,11 @@ func (r *rig) overLiteLLM(t *testing.T, l *reallitellm.LiteLLM, header string) {
 
 // use lists the tools of a server and calls whoami through LiteLLM's gateway.
 func use(ctx context.Context, l *reallitellm.LiteLLM, server string, more pairs) (string, error) {
+	return useTool(ctx, l, server, &mcp.CallToolParams{Name: "whoami"}, more)
+}
+
+// useTool lists the tools of a server and calls one. Its name may have LiteLLM's prefix there.
+func useTool(ctx context.Context, l *reallitellm.LiteLLM, server string, call *mcp.CallToolParams, more pairs) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	client := mcp.NewClient(&mcp.Implementation{Name: "e2e", Version: "0"}, nil)
@@ -189,10 +194,10 @@ func use(ctx context.Context, l *reallitellm.LiteLLM, server string, more pairs)
 		return "", err
 	}
 	for _, tool := range tools.Tools {
-		if !strings.HasSuffix(tool.Name, "whoami") {
+		if !strings.HasSuffix(tool.Name, call.Name) {
 			continue
 		}
-		res, err := s.CallTool(ctx, &mcp.CallToolParams{Name: tool.Name})
+		res, err := s.CallTool(ctx, &mcp.CallToolParams{Name: tool.Name, Arguments: call.Arguments})
 		if err != nil {
 			return "", err
 		}
@@ -207,5 +212,5 @@ func use(ctx context.Context, l *reallitellm.LiteLLM, server string, more pairs)
 		}
 		return out, nil
 	}
-	return "", fmt.Errorf("want the tool whoami, got %d others", len(tools.Tools))
+	return "", fmt.Errorf("want the tool %s, got %d others", call.Name, len(tools.Tools))
 }

@@ -80,8 +80,9 @@ type rig struct {
 	facts   *facts
 	policy  string // path of the policy file
 	spawned []*processor
-	leaky   bool // the case shows what leaks, so the audit's findings are its own to judge
-	dumped  bool // the case makes the program print its goroutines
+	leaky   bool     // the case shows what leaks, so the audit's findings are its own to judge
+	flags   []string // further flags of serve
+	dumped  bool     // the case makes the program print its goroutines
 
 	env  []string // further variables of the program
 	lent []string // further credentials that nobody may read but an upstream of its own
@@ -283,7 +284,7 @@ func (r *rig) launch(policy, admin string) *processor {
 	r.t.Helper()
 	p := &processor{
 		admin: "http://" + admin, log: filepath.Join(r.dir, fmt.Sprintf("processor%d.log", len(r.spawned))),
-		cmd: r.command("serve", "-c", policy, "--log-level", "trace"), done: make(chan struct{}),
+		cmd: r.command(append([]string{"serve", "-c", policy, "--log-level", "trace"}, r.flags...)...), done: make(chan struct{}),
 	}
 	log, err := os.Create(p.log)
 	if err != nil {

@@ -103,7 +103,13 @@ upstreams:
 // TestCallers: who may call whom, through the real listener with client
 // certificates, over both protocols.
 func TestCallers(t *testing.T) {
-	r := start(t, callersByCertificate)
+	for name, line := range map[string]func(*testing.T, string) *rig{"rendered": start, "served": startXDS} {
+		t.Run(name, func(t *testing.T) { certified(t, line(t, callersByCertificate)) })
+	}
+}
+
+func certified(t *testing.T, r *rig) {
+	t.Helper()
 	stranger := newPKI(t, t.TempDir()).client("spiffe://company/litellm", "litellm.company.com")
 	good := r.facts.pki.client("spiffe://company/litellm", "litellm.company.com")
 	certs := map[string][]tls.Certificate{

@@ -1,10 +1,12 @@
 package litellmconfig
 
 import (
+	"bytes"
 	"encoding/base64"
 	"net/url"
 	"slices"
 	"strings"
+	"unicode/utf8"
 )
 
 // auth reads how LiteLLM authenticates to the server.
@@ -84,6 +86,9 @@ func basic(p *purpose, value string) {
 	if name, ok := strings.CutPrefix(value, "os.environ/"); ok && isVariable(name) {
 		p.of, p.how = name, `in base64: printf %s "$`+name+`" | base64 -w0`
 	}
+	if plain, err := base64.StdEncoding.DecodeString(value); err == nil && bytes.ContainsRune(plain, ':') && utf8.Valid(plain) {
+		p.how = "as it is, since it is base64 already (LiteLLM 1.106.2 would encode it once more)"
+	}
 	if scheme, rest, ok := strings.Cut(value, " "); ok && strings.EqualFold(scheme, "basic") {
 		if _, err := base64.StdEncoding.DecodeString(strings.TrimSpace(rest)); err == nil {
 			p.how = "what follows the word Basic"
@@ -118,6 +123,9 @@ func (c *converter) oauth2(s *server) {
 	switch {
 	case machine:
 		c.look(s, line, at, "LiteLLM 1.106.2 wants oauth2_flow, and does not start without; client id, secret and token_url together are taken for client_credentials")
+	case flow == "":
+		c.stays(s, line, at, "without oauth2_flow LiteLLM 1.106.2 does not start, and the rest does not tell whether users log in or LiteLLM itself; write oauth2_flow: client_credentials if the client is LiteLLM's own")
+		return
 	case flow != "client_credentials":
 		c.stays(s, line, at, "users log in to the server through LiteLLM, which keeps their tokens; only client_credentials can be lent here")
 		return

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -185,11 +186,15 @@ func (c *converter) hide(s *server, from, v *yaml.Node, path, suffix string) {
 	}
 }
 
+// headerRef is what LiteLLM fills in: ${NAME} of env_vars in headers, and
+// ${X-HEADER} of the caller's headers in env.
+var headerRef = regexp.MustCompile(`\$\{[A-Za-z0-9_-]+\}`)
+
 // hideValues hides the values of a mapping that are secret, by name or look.
 func (c *converter) hideValues(s *server, e entry, v *yaml.Node) {
 	for i := 0; i+1 < len(v.Content); i += 2 {
 		name, value := v.Content[i].Value, v.Content[i+1]
-		of := strings.TrimSpace(dollarRef.ReplaceAllString(value.Value, ""))
+		of := strings.TrimSpace(headerRef.ReplaceAllString(value.Value, ""))
 		if value.Kind != yaml.ScalarNode || of != value.Value && isScheme(of) || !secretName(name) && !secretValue(value.Value) {
 			continue
 		}

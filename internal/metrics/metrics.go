@@ -32,6 +32,7 @@ type Metrics struct {
 	shared    *prometheus.CounterVec
 	sharedUp  *prometheus.GaugeVec
 	folded    prometheus.Counter
+	spans     *prometheus.CounterVec
 
 	index   atomic.Pointer[index]
 	pairs   atomic.Int64 // of caller and tool, all upstreams together
@@ -88,6 +89,10 @@ func New(version string, expiries func(yield func(upstream string, expiry time.T
 			Name: "mcp_auth_calls_folded_total",
 			Help: "Calls counted under other, because their upstream or all together have as many tools as are told apart.",
 		}),
+		spans: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "mcp_auth_spans_total",
+			Help: "Spans of tracing by result: exported to the collector, failed because it did not take them, dropped because too many waited.",
+		}, []string{"result"}),
 		reasons: map[string]policy.Reason{},
 	}
 	for _, r := range policy.Reasons() {
@@ -100,7 +105,7 @@ func New(version string, expiries func(yield func(upstream string, expiry time.T
 		ConstLabels: prometheus.Labels{"version": version},
 	})
 	build.Set(1)
-	m.Registry.MustRegister(newCollector(m), m.folded, m.seconds, m.fetches, m.skew, m.reloads, m.reloadOK, m.reloadAt, m.unlogged, m.stale, m.shared, m.sharedUp, build,
+	m.Registry.MustRegister(newCollector(m), m.folded, m.spans, m.seconds, m.fetches, m.skew, m.reloads, m.reloadOK, m.reloadAt, m.unlogged, m.stale, m.shared, m.sharedUp, build,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	if expiries != nil {
 		m.Registry.MustRegister(expiryCollector{expiries, expiryDesc()})
@@ -168,6 +173,11 @@ func (c staleCollector) Describe(ch chan<- *prometheus.Desc) { ch <- c.desc }
 // Collect implements prometheus.Collector.
 func (c staleCollector) Collect(ch chan<- prometheus.Metric) {
 	c.each(func(upstream string) { ch <- prometheus.MustNewConstMetric(c.desc, prometheus.GaugeValue, 1, upstream) })
+}
+
+// Spans counts spans by what became of them.
+func (m *Metrics) Spans(result string, spans int) {
+	m.spans.WithLabelValues(result).Add(float64(spans))
 }
 
 // LogDropped counts one log line that was not written.

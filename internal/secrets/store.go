@@ -105,6 +105,9 @@ func Of(set *policy.Set) Needs {
 	for _, ref := range set.Watch.Secrets() {
 		add(ref)
 	}
+	for _, ref := range set.Audit.Secrets() {
+		add(ref)
+	}
 	for _, ref := range set.Tracing.Secrets() {
 		add(ref)
 	}
