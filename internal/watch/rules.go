@@ -247,7 +247,7 @@ func (w *Watch) settle(found []finding, now time.Time) {
 			w.firing[about] = was
 			w.begin(&f)
 		} else {
-			f.alert.Since = was.alert.Since
+			f.alert.Since, f.alert.Severity = was.alert.Since, was.alert.Severity // a label stays as it was
 			changed := f.alert.Summary != was.alert.Summary || len(f.alert.Done) != len(was.alert.Done)
 			was.alert = f.alert
 			if changed && f.tell {
