@@ -13,12 +13,14 @@ VERSION ?= $(shell git describe --tags --always --dirty)
 PARTS = ENVOY="$$(tools/install envoy)" && LITELLM="$$(tools/install litellm)" && MOTO="$$(tools/install moto)" && export ENVOY LITELLM MOTO
 PARTS += && REDIS="$$(tools/install redis)" && export REDIS
 PARTS += && CONFORMANCE="$$(tools/install conformance)" && export CONFORMANCE
+PARTS += && HELM="$$(tools/build helm)" && KUBECONFORM="$$(tools/build kubeconform)" && export HELM KUBECONFORM
 PARTS += && PROMTOOL="$$(tools/install promtool)" && export PROMTOOL
+PARTS += && CHROMIUM="$$(tools/install chromium)" && export CHROMIUM
 GOTESTSUM = $(TOOL) gotestsum --format pkgname -- -race -count=1 -timeout 20m -p $(P)
 GOTEST = $(PARTS) && $(GOTESTSUM)
 
 .DEFAULT_GOAL := help
-.PHONY: e2e-keycloak conformance
+.PHONY: e2e-keycloak conformance versions
 .PHONY: help build test soak lint fmt check generated e2e demo bench compare fuzz vuln golden generate deps relock clean
 
 help: ## Show this list
@@ -40,6 +42,10 @@ e2e-keycloak: ## Run the tests against the real Keycloak (needs Maven and Java 1
 conformance: ## Run the MCP conformance suite directly and through the proxy, and compare
 	@ENVOY="$$(tools/install envoy)" && CONFORMANCE="$$(tools/install conformance)" && export ENVOY CONFORMANCE && \
 		$(GOTESTSUM) ./envoy/e2e/conformance
+
+versions: ## Run the contract's tests against every Envoy that is supported (WRITE=1 writes docs/versions.md)
+	@. tools/versions.env && for v in $$ENVOY_OTHER_VERSIONS; do own="$$own $$(tools/install envoy-$$v)" || exit; done && \
+		ENVOY_VERSIONS="$$own $$(tools/install envoy)" REDIS="$$(tools/install redis)" go test -count=1 -timeout 40m -v ./envoy/e2e/versions $(if $(WRITE),-write)
 
 soak: ## Run 30 token lifetimes with an outage in each (6 minutes)
 	$(PARTS) && SOAK=1 go test -race -count=1 -timeout 15m -run Soak -v ./envoy/e2e
@@ -84,6 +90,9 @@ deps: ## Install the real Envoy, LiteLLM, moto and Redis into .cache/
 	@tools/install redis
 	@tools/install conformance
 	@tools/install promtool
+	@tools/build helm
+	@tools/build kubeconform
+	@tools/install chromium
 
 relock: ## Write the locks of the real parts anew from tools/versions.env
 	tools/relock

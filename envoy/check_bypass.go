@@ -3,8 +3,6 @@ package envoy
 import (
 	"slices"
 	"strings"
-
-	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
 )
 
 // trailers checks that a caller's trailers end here: we are asked about headers.
@@ -35,42 +33,6 @@ func (c *checker) reasons(all []filter, f filter) {
 		"An upstream could pass its answer for a refusal of ours, and its 401 would reach the caller",
 		"add to a header_mutation filter of this chain: response_mutations: [{remove: " + ReasonHeader + "}]",
 	})
-}
-
-// outcomeLog checks an access log that is sent to us.
-func (c *checker) outcomeLog(logs tree) {
-	for _, l := range logs.items() {
-		config, kind := l.config()
-		at := config.get("common_config", "grpc_service", "envoy_grpc", "cluster_name")
-		if _, ours := c.processorNames[at.str()]; kind != "HttpGrpcAccessLogConfig" || !ours {
-			continue
-		}
-		if headers := config.get("additional_response_headers_to_log"); !listsHeader(headers, ReasonHeader) {
-			c.report(headers, problem{
-				"outcome-without-reason", "the access log that goes to envoy-mcp-auth has no " + ReasonHeader,
-				"A token that an upstream refused cannot be told from other failures, so calls too large to be sent again go on failing",
-				"set additional_response_headers_to_log: [" + ReasonHeader + ", " + SessionHeader + "]",
-			})
-		} else if !listsHeader(headers, SessionHeader) && c.bindsSessions() {
-			c.report(headers, problem{
-				"outcome-without-session", "the access log that goes to envoy-mcp-auth has no " + SessionHeader + " of answers",
-				"Whom an upstream gave a session is not learnt, so it is whose who uses it first",
-				"add " + SessionHeader + " to additional_response_headers_to_log",
-			})
-		}
-		if headers := config.get("additional_request_headers_to_log"); !listsHeader(headers, SessionHeader) && c.bindsSessions() {
-			c.report(headers, problem{
-				"session-end-unseen", "the access log that goes to envoy-mcp-auth has no " + SessionHeader + " of requests",
-				"That a session ended is not learnt, so it is remembered for a day",
-				"set additional_request_headers_to_log: [" + SessionHeader + "]",
-			})
-		}
-	}
-}
-
-// bindsSessions reports whether the policy binds any; without one, it might.
-func (c *checker) bindsSessions() bool {
-	return c.set == nil || slices.ContainsFunc(c.set.Upstreams, func(u *policy.Upstream) bool { return u.BindsSessions })
 }
 
 func removesAll(mutations tree) bool {

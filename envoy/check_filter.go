@@ -96,6 +96,7 @@ func (c *checker) chain(list tree, upstream, early bool, up *target) {
 		c.identity(f, upstream, up)
 		if up != nil {
 			c.againstPolicy(f.config, up)
+			c.answers(all, i, upstream, []*target{up})
 		}
 	}
 }
@@ -218,9 +219,6 @@ func downstreamRules() []rule {
 	return []rule{
 		{[]string{"route_cache_action"}, oneOf("RETAIN"), problem{
 			"route-cache", "route_cache_action is not RETAIN", "A route that is chosen again after the decision may lead to another upstream, with this one's token", "set route_cache_action: RETAIN",
-		}},
-		{[]string{"processing_mode", "response_header_mode"}, oneOf("SKIP"), problem{
-			"response-headers-sent", "response headers are sent to the processor", "Envoy's own 400 and 431 then reach the caller as a closed connection", "set response_header_mode: SKIP",
 		}},
 	}
 }

@@ -39,6 +39,7 @@ func (c *checker) manager(m manager) {
 	})
 	if asks {
 		c.chain(chain, false, early, nil)
+		c.answersIn(filters(chain), mine)
 		c.oneIdentity(chain, mine)
 	} else if !early {
 		c.report(m.hcm.get("early_header_mutation_extensions"), problem{
@@ -48,7 +49,7 @@ func (c *checker) manager(m manager) {
 	}
 	c.callerCertificates(m, mine)
 	c.tunnels(m.hcm.get("upgrade_configs"))
-	c.outcomeLog(m.hcm.get("access_log"))
+	c.outcomeLog(m.hcm.get("access_log"), mine)
 	for _, l := range mine {
 		c.leg(l, asks)
 		c.rejected(m.hcm, l)

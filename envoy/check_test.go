@@ -171,7 +171,8 @@ func brokenListener() []broken {
 		{"outcome-without-reason", hcm + "access_log/0/typed_config/additional_response_headers_to_log", "[mcp-session-id]"},
 		{"outcome-without-session", hcm + "access_log/0/typed_config/additional_response_headers_to_log", "[x-mcp-auth-reason]"},
 		{"session-end-unseen", hcm + "access_log/0/typed_config/additional_request_headers_to_log", ""},
-		{"", hcm + "access_log", ""},
+		{"no-outcome-log", hcm + "access_log", ""},
+		{"no-outcome-log", hcm + "access_log/0/typed_config/common_config/grpc_service/envoy_grpc/cluster_name", "other"},
 		{"challenge-relayed", route + "response_headers_to_remove", ""},
 		{"no-client-ca", "static_resources/listeners/0/filter_chains/0/transport_socket", ""},
 		{"caller-unverified", "static_resources/listeners/0/filter_chains/0/transport_socket/typed_config/common_tls_context/validation_context/trust_chain_verification", "ACCEPT_UNTRUSTED"},
@@ -195,13 +196,13 @@ func brokenListener() []broken {
 		{"guard-forged", route + "request_headers_to_add", "[{header: {key: X-Mcp-Auth-Guard, value: a}}]"},
 		{"credential-in-route", vhost + "request_headers_to_add", "[{header: {key: authorization, value: Bearer x}}]"},
 		{"secret-copied", vhost + "request_headers_to_add", `[{header: {key: x-copy, value: "%REQ(Authorization)%"}}]`},
-		{"secret-logged", hcm + "access_log", fileLog("%START_TIME% %REQ(X-A?AUTHORIZATION):10%")},
-		{"secret-logged", hcm + "access_log", fileLog("%REQ(cookie)%")},
-		{"secret-logged", hcm + "access_log", `[{name: g, typed_config: {"@type": type.googleapis.com/envoy.extensions.access_loggers.grpc.v3.HttpGrpcAccessLogConfig, common_config: {log_name: x}, additional_request_headers_to_log: [x-mcp-auth-key]}}]`},
-		{"secret-logged", hcm + "access_log", fileLog("%RESP(Set-Cookie)%")},
+		{"no-outcome-log secret-logged", hcm + "access_log", fileLog("%START_TIME% %REQ(X-A?AUTHORIZATION):10%")},
+		{"no-outcome-log secret-logged", hcm + "access_log", fileLog("%REQ(cookie)%")},
+		{"no-outcome-log secret-logged", hcm + "access_log", `[{name: g, typed_config: {"@type": type.googleapis.com/envoy.extensions.access_loggers.grpc.v3.HttpGrpcAccessLogConfig, common_config: {log_name: x}, additional_request_headers_to_log: [x-mcp-auth-key]}}]`},
+		{"no-outcome-log secret-logged", hcm + "access_log", fileLog("%RESP(Set-Cookie)%")},
 		{"secret-traced", hcm + "tracing", "{custom_tags: [{tag: a, request_header: {name: Authorization}}]}"},
 		{"secret-in-metadata", hcm + "http_filters/+", `{name: h, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.header_to_metadata.v3.Config, request_rules: [{header: authorization, on_header_present: {key: a}}]}}`},
-		{"secret-logged", hcm + "access_log", fileLog("%REQ(X-Goog-Api-Key)%")},
+		{"no-outcome-log secret-logged", hcm + "access_log", fileLog("%REQ(X-Goog-Api-Key)%")},
 		{"tunnel", hcm + "upgrade_configs", "[{upgrade_type: CONNECT}]"},
 		{"tunnel", route + "route/upgrade_configs", "[{upgrade_type: connect-udp}]"},
 		{"verdict-forged", hcm + "http_filters/+", `{name: s, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.set_metadata.v3.Config, metadata: [{metadata_namespace: mcp_auth, value: {caller: x}}]}}`},
@@ -316,6 +317,63 @@ func TestCheckNamesEveryBrokenSetting(t *testing.T) {
 	run(text, s, brokenListener())
 	run(down, nil, brokenDownstream())
 	run(render(t, withRules(), envoy.Options{}), withRules(), brokenTools())
+	run(render(t, told(), envoy.Options{}), told(), brokenTold())
+}
+
+// told is a policy in which the headers of answers tell how calls end.
+func told() *policy.Set {
+	return set(upstream("a", "https://a.company.com/mcp", withAnswers), upstream("b", "https://b.company.com/mcp", withAnswers, withTools(policy.ProofBody, 1<<20)))
+}
+
+// brokenTold are faults of what told renders.
+func brokenTold() []broken {
+	extProcB := strings.Replace(extProc, clusterA, "static_resources/clusters/2/", 1)
+	return []broken{
+		{"answers-not-sent", extProc + "processing_mode/response_header_mode", "SKIP"},
+		{"", extProc + "processing_mode/response_header_mode", ""}, // Envoy's default
+		{"headers-not-forwarded", extProc + "forward_rules/disallowed_headers", `{patterns: [{exact: ":status"}]}`},
+		{"no-mode-override", extProcB + "allowed_override_modes/0/response_header_mode", "SKIP"},
+	}
+}
+
+// TestCheckAnswersInAListener: the filter of a listener sees the answers for the
+// policy that has them tell the outcome, and for no other.
+func TestCheckAnswersInAListener(t *testing.T) {
+	base, err := os.ReadFile("testdata/good/downstream.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	mode := edge + "processing_mode/response_header_mode"
+	replace := `{name: c, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.custom_response.v3.CustomResponse, matcher: {exact: "401"}}}`
+	has := func(s *policy.Set, id string, changes ...broken) bool {
+		text := base
+		for _, c := range changes {
+			text = edit(t, text, c)
+		}
+		return slices.ContainsFunc(check(t, text, s), func(f envoy.Finding) bool { return f.ID == id })
+	}
+	logged := set(upstream("a", "https://a.company.com/mcp"), upstream("b", "https://b.company.com/mcp"))
+	mixed := set(upstream("a", "https://a.company.com/mcp", withAnswers), upstream("b", "https://b.company.com/mcp"))
+	sent := broken{"", mode, "SEND"}
+	for name, tc := range map[string]struct {
+		set     *policy.Set
+		changes []broken
+		id      string
+		want    bool
+	}{
+		"sent for a log":             {logged, []broken{sent}, "response-headers-sent", true},
+		"sent for one of two":        {mixed, []broken{sent}, "response-headers-sent", false},
+		"not sent":                   {mixed, nil, "answers-not-sent", true},
+		"not sent for a log":         {logged, nil, "answers-not-sent", false},
+		"no log, for the other one":  {mixed, []broken{sent}, "no-outcome-log", true},
+		"no log, and none needed":    {told(), []broken{sent}, "no-outcome-log", false},
+		"replaced behind":            {told(), []broken{sent, {"", hcm + "http_filters/2", replace}}, "answers-replaced", true},
+		"replaced behind, and a log": {logged, []broken{{"", hcm + "http_filters/2", replace}}, "answers-replaced", false},
+	} {
+		if got := has(tc.set, tc.id, tc.changes...); got != tc.want {
+			t.Errorf("%s: %s: want %v, got %v", name, tc.id, tc.want, got)
+		}
+	}
 }
 
 // TestCheckWithoutPolicy keeps the rules that need no policy.

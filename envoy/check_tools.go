@@ -15,7 +15,7 @@ func (c *checker) toolsFilter(config tree, up *target) {
 		at := config.get("allow_mode_override")
 		modes := config.get("allowed_override_modes").items()
 		allowed := len(modes) == 0 || slices.ContainsFunc(modes, func(m tree) bool {
-			return m.get("request_body_mode").str() == "BUFFERED" && m.get("response_header_mode").str() == "SKIP" &&
+			return m.get("request_body_mode").str() == "BUFFERED" && m.get("response_header_mode").str() == answers(*up).String() &&
 				m.get("request_trailer_mode").str() == "SKIP" && m.get("response_trailer_mode").str() == "SKIP"
 		})
 		if !at.yes() || !allowed {

@@ -86,7 +86,7 @@ func filterComments() []comment {
 	return []comment{
 		{"typed_config.grpc_service", "initial_metadata names the upstream. A caller cannot touch it, unlike a header."},
 		{"typed_config.failure_mode_allow", "No answer is a refusal."},
-		{"typed_config.processing_mode", "One message per attempt: the request's headers."},
+		{"typed_config.processing_mode", "One message per attempt: the request's headers. Where the policy says outcomes:\nresponse_headers, those of the answer make a second one."},
 		{"typed_config.allow_mode_override", "Tool rules need the body of a POST. envoy-mcp-auth asks for it, and may ask for\nnothing else."},
 		{"typed_config.message_timeout", "Longer than server.deadline, so that a slow authorization server is answered with\na reason. Envoy's own 200 ms is shorter than one token request."},
 		{"typed_config.mutation_rules", "What a reply may touch. Anything else fails the request instead of being dropped\nsilently."},

@@ -73,7 +73,7 @@ func processor(t target, _ *policy.Set) *extprocv3.ExternalProcessor {
 		MessageTimeout: seconds(messageTimeout),
 		ProcessingMode: &extprocv3.ProcessingMode{
 			RequestHeaderMode:   extprocv3.ProcessingMode_SEND,
-			ResponseHeaderMode:  extprocv3.ProcessingMode_SKIP,
+			ResponseHeaderMode:  answers(t),
 			RequestBodyMode:     extprocv3.ProcessingMode_NONE,
 			ResponseBodyMode:    extprocv3.ProcessingMode_NONE,
 			RequestTrailerMode:  extprocv3.ProcessingMode_SKIP,
@@ -89,6 +89,15 @@ func processor(t target, _ *policy.Set) *extprocv3.ExternalProcessor {
 		onBodies(f)
 	}
 	return f
+}
+
+// answers says whether the headers of answers are sent, which tell how a call ended
+// where no access log does.
+func answers(t target) extprocv3.ProcessingMode_HeaderSendMode {
+	if t.OutcomesFromHeaders {
+		return extprocv3.ProcessingMode_SEND
+	}
+	return extprocv3.ProcessingMode_SKIP
 }
 
 // identity is what a request's upstream is known by. Served configuration also

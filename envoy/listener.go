@@ -2,6 +2,7 @@ package envoy
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	xdscorev3 "github.com/cncf/xds/go/xds/core/v3"
@@ -90,7 +91,7 @@ func connectionManager(p *packed, name string, routes *routev3.RouteConfiguratio
 		ServerHeaderTransformation:    hcmv3.HttpConnectionManager_PASS_THROUGH,
 		EarlyHeaderMutationExtensions: []*corev3.TypedExtensionConfig{earlyRemoval(p)},
 		RouteSpecifier:                &hcmv3.HttpConnectionManager_RouteConfig{RouteConfig: routes},
-		AccessLog:                     []*accesslogv3.AccessLog{outcomes(p)},
+		AccessLog:                     outcomes(p, ups),
 		LocalReplyConfig:              tooLarge(ups),
 		HttpFilters: append(toolFilters(p, ups),
 			httpFilter(filterCustomResponse, p.any(rejectedResponse(p))),
@@ -127,8 +128,12 @@ func removeHeader(name string) *mutationv3.HeaderMutation {
 }
 
 // outcomes sends us the end of every call: status, attempts and the metadata of
-// our decision. Nothing waits for it, and a call goes the same way without it.
-func outcomes(p *packed) *accesslogv3.AccessLog {
+// our decision. Nothing waits for it, and a call goes the same way without it. It is
+// left out where the headers of answers tell of every call.
+func outcomes(p *packed, ups []target) []*accesslogv3.AccessLog {
+	if len(ups) > 0 && !slices.ContainsFunc(ups, func(t target) bool { return !t.OutcomesFromHeaders }) {
+		return nil
+	}
 	config := &grpclogv3.HttpGrpcAccessLogConfig{
 		CommonConfig: &grpclogv3.CommonGrpcAccessLogConfig{
 			LogName: MetadataNamespace,
@@ -141,10 +146,10 @@ func outcomes(p *packed) *accesslogv3.AccessLog {
 		AdditionalRequestHeadersToLog:  []string{SessionHeader},
 		AdditionalResponseHeadersToLog: []string{ReasonHeader, SessionHeader},
 	}
-	return &accesslogv3.AccessLog{
+	return []*accesslogv3.AccessLog{{
 		Name:       "envoy.access_loggers.http_grpc",
 		ConfigType: &accesslogv3.AccessLog_TypedConfig{TypedConfig: p.any(config)},
-	}
+	}}
 }
 
 // rejectedResponse turns a final 401 of an upstream into our 502: the caller

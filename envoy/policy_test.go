@@ -30,6 +30,8 @@ func upstream(name, url string, change ...func(*policy.Upstream)) *policy.Upstre
 
 func withoutCredential(u *policy.Upstream) { u.Credential = policy.Credential{} }
 
+func withAnswers(u *policy.Upstream) { u.OutcomesFromHeaders = true }
+
 func withMTLS(u *policy.Upstream) {
 	u.Callers = []*policy.Caller{{Name: "litellm", SANs: []string{"spiffe://company/litellm"}}}
 }

@@ -34,7 +34,7 @@ func rendered() map[string]*policy.Set {
 	hosts.Server.TLS = &policy.TLSSpec{Certificate: "tls.crt", PrivateKey: "tls.key", ClientCA: "ca.crt"}
 	tools := set(
 		upstream("read", "https://read.company.com/mcp", withTools(policy.ProofBody, 4<<20)),
-		upstream("small", "http://127.0.0.1:9000", withTools(policy.ProofBody, 64<<10), withoutCredential),
+		upstream("small", "http://127.0.0.1:9000", withTools(policy.ProofBody, 64<<10), withoutCredential, withAnswers),
 		upstream("filtered", "https://filtered.company.com/mcp", withTools(policy.ProofMCPFilter, 1<<20)),
 		upstream("modern", "https://modern.company.com/mcp", withTools(policy.ProofHeaders, 0)),
 		upstream("own", "https://own.company.com/mcp", withTools(policy.ProofBody, 1<<20), withListen("127.0.0.1:10001")),

@@ -126,7 +126,7 @@ func tooLarge(ups []target) *hcmv3.LocalReplyConfig {
 func onBodies(f *extprocv3.ExternalProcessor) {
 	f.AllowModeOverride = true
 	f.AllowedOverrideModes = []*extprocv3.ProcessingMode{{
-		ResponseHeaderMode:  extprocv3.ProcessingMode_SKIP,
+		ResponseHeaderMode:  f.GetProcessingMode().GetResponseHeaderMode(),
 		RequestBodyMode:     extprocv3.ProcessingMode_BUFFERED,
 		ResponseBodyMode:    extprocv3.ProcessingMode_NONE,
 		RequestTrailerMode:  extprocv3.ProcessingMode_SKIP,

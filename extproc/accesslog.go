@@ -77,7 +77,8 @@ type LogStats struct {
 	// decision was made on: they were answered before it, or we did not answer.
 	Undecided uint64
 	// Foreign are those of no upstream that the policy in force has: another
-	// cluster's, or answered by Envoy where no route leads to an upstream.
+	// cluster's, or answered by Envoy where no route leads to an upstream; and of
+	// one whose outcomes are told by the headers of answers.
 	Foreign uint64
 	// Malformed are those that could not be read.
 	Malformed uint64
@@ -100,9 +101,10 @@ func (s *Server) LogStats() LogStats {
 	}
 }
 
-// StopLogs ends all access log streams. Envoy keeps them open for ever, so
-// grpc.Server.GracefulStop would wait for them in vain.
-func (s *Server) StopLogs() { s.log.once.Do(func() { close(s.log.stop) }) }
+// StopOutcomes ends all access log streams, and no longer waits for the headers of
+// answers. Envoy keeps log streams open for ever, and an upstream may take as long as
+// it likes, so grpc.Server.GracefulStop would wait for them in vain.
+func (s *Server) StopOutcomes() { s.log.once.Do(func() { close(s.log.stop) }) }
 
 func (s *Server) logService() *grpc.ServiceDesc {
 	return &grpc.ServiceDesc{
@@ -117,7 +119,7 @@ func (s *Server) logService() *grpc.ServiceDesc {
 	}
 }
 
-// receiveLogs serves one access log stream until Envoy or StopLogs ends it.
+// receiveLogs serves one access log stream until Envoy or StopOutcomes ends it.
 func (s *Server) receiveLogs(stream grpc.ServerStream) error {
 	ended := make(chan error, 1)
 	go func() { ended <- s.readLogs(stream) }()
@@ -162,16 +164,23 @@ func (s *Server) ended(snap *snapshot, e *logged) {
 		return
 	}
 	up := snap.upstreamOf(e)
-	if up == nil {
+	if up == nil || up.OutcomesFromHeaders {
 		s.log.foreign.Add(1)
 		return
 	}
 	e.Upstream = up.Name
-	if !e.Decided {
-		s.log.undecided.Add(1)
-	} else {
+	if e.Decided {
 		s.log.calls.Add(1)
-		s.act(snap.lanes[up], e)
+	} else {
+		s.log.undecided.Add(1)
+	}
+	s.finish(snap.lanes[up], e)
+}
+
+// finish does what an outcome makes necessary, and tells the observer.
+func (s *Server) finish(l *lane, e *logged) {
+	if e.Decided {
+		s.act(l, e)
 	}
 	if s.cfg.Outcomes != nil {
 		s.cfg.Outcomes.Ended(&e.Outcome)
@@ -193,9 +202,9 @@ func (s *snapshot) upstreamOf(e *logged) *policy.Upstream {
 	return up
 }
 
-// act does what an outcome makes necessary. A token that the upstream refused, and
-// that no second attempt replaced because the body was too large to be sent again,
-// is replaced for the next call.
+// act draws the consequences. A token that the upstream refused, and that no second
+// attempt replaced because the body was too large to be sent again, is replaced for
+// the next call.
 func (s *Server) act(l *lane, e *logged) {
 	if l.source != nil && e.Rejected() && l.source.Evict(e.Token) {
 		s.log.evicted.Add(1)

@@ -314,14 +314,14 @@ func TestNoMemoryIsKeptOfTheAccessLog(t *testing.T) {
 	}
 }
 
-// TestStopLogs: Envoy never ends its stream, and a graceful stop must not wait for it.
-func TestStopLogs(t *testing.T) {
+// TestStopOutcomes: Envoy never ends its stream, and a graceful stop must not wait for it.
+func TestStopOutcomes(t *testing.T) {
 	r := newRig(t)
 	g, st := logClient(t, r)
 	send(t, st, identified(logOf(logEntry(200, "", map[string]any{"upstream": "open"}))))
 	eventually(t, "it is read", func() bool { return r.LogStats().Calls == 1 })
-	r.StopLogs()
-	r.StopLogs()
+	r.StopOutcomes()
+	r.StopOutcomes()
 	stopped := make(chan struct{})
 	go func() { g.GracefulStop(); close(stopped) }()
 	select {

@@ -83,7 +83,7 @@ func (x *exchange) answer(ctx context.Context, s *Server) error {
 // body is needed for it.
 func (x *exchange) conclude(s *Server, reason policy.Reason) {
 	if x.awaiting {
-		x.out.askForBody()
+		x.out.askForBody(x.lane.up.OutcomesFromHeaders)
 		x.decision.Took = s.now().Sub(x.start)
 		return
 	}

@@ -60,7 +60,7 @@ const (
 )
 
 func scriptNames() []string {
-	return []string{"open", "fixed", "b", "x", "", "ruled", "by_headers", "by_filter"}
+	return []string{"open", "fixed", "b", "x", "", "ruled", "by_headers", "by_filter", "followed", "followed_ruled"}
 }
 
 func newScript(tb testing.TB, steps []byte) *script {
@@ -128,6 +128,12 @@ func FuzzE1NeverNilBeforeAReply(f *testing.F) {
 		{106, 12},
 		{107, 12},
 		{106, 11},
+		{108, 0, 7},
+		{108, 0, 8},
+		{108, 0, recvFail},
+		{108, 4, 7},
+		{109, 11, 14, 7},
+		{109, 11, 7},
 	} {
 		f.Add(seed)
 	}
@@ -148,13 +154,13 @@ func checkScript(t *testing.T, s *Server, sc *script) {
 	}
 	for _, resp := range sent {
 		if resp.GetModeOverride() != nil {
-			checkAsksOnly(t, resp)
+			checkAsksOnly(t, resp, upstreamOf(sc) == "followed_ruled")
 			continue
 		}
 		if resp.GetRequestHeaders() == nil && resp.GetRequestBody() == nil {
 			continue
 		}
-		if name := upstreamOf(sc); name == "ruled" && resp.GetRequestHeaders() != nil {
+		if name := upstreamOf(sc); (name == "ruled" || name == "followed_ruled") && resp.GetRequestHeaders() != nil {
 			t.Fatalf("a reply to the headers alone, at an upstream with rules: %v", resp)
 		}
 		set, removed := changes(resp)

@@ -45,7 +45,7 @@ func (r *rig) judged(t *testing.T, req *extprocv3.ProcessingRequest, body string
 		t.Fatal(err)
 	}
 	if len(s.sent) == 2 {
-		checkAsksOnly(t, s.sent[0])
+		checkAsksOnly(t, s.sent[0], false)
 	}
 	return s.sent[len(s.sent)-1]
 }
@@ -53,13 +53,17 @@ func (r *rig) judged(t *testing.T, req *extprocv3.ProcessingRequest, body string
 // checkAsksOnly holds that a reply which asks for the body lets nothing through:
 // it has neither our mark nor any other change, so that the guard stops a stream
 // that ends there.
-func checkAsksOnly(t *testing.T, resp *extprocv3.ProcessingResponse) {
+func checkAsksOnly(t *testing.T, resp *extprocv3.ProcessingResponse, answers bool) {
 	t.Helper()
+	headers := extprocfilterv3.ProcessingMode_SKIP
+	if answers {
+		headers = extprocfilterv3.ProcessingMode_SEND
+	}
 	want := &extprocv3.ProcessingResponse{
 		Response: &extprocv3.ProcessingResponse_RequestHeaders{RequestHeaders: &extprocv3.HeadersResponse{}},
 		ModeOverride: &extprocfilterv3.ProcessingMode{
 			RequestBodyMode:     extprocfilterv3.ProcessingMode_BUFFERED,
-			ResponseHeaderMode:  extprocfilterv3.ProcessingMode_SKIP,
+			ResponseHeaderMode:  headers,
 			RequestTrailerMode:  extprocfilterv3.ProcessingMode_SKIP,
 			ResponseTrailerMode: extprocfilterv3.ProcessingMode_SKIP,
 		},
@@ -355,7 +359,7 @@ func TestE1OrderOfParts(t *testing.T) {
 				t.Errorf("Process = %v, want %v", err, tc.want)
 			}
 			for _, resp := range s.sent {
-				checkAsksOnly(t, resp)
+				checkAsksOnly(t, resp, false)
 			}
 		})
 	}

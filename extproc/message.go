@@ -124,7 +124,7 @@ func (m *message) decode(b []byte) error {
 		if p := phase(num); p >= phaseRequestHeaders && p <= phaseResponseTrailers {
 			m.phase = p
 			switch p { //nolint:exhaustive // nothing of the others is read
-			case phaseRequestHeaders:
+			case phaseRequestHeaders, phaseResponseHeaders:
 				m.bodiless = flagged(v, fieldEndOfStream)
 				return each(v, m.headerMap)
 			case phaseRequestBody:

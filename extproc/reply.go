@@ -112,11 +112,16 @@ func appendMetadata(b, meta []byte) []byte {
 	return appendBytes(b, 5, meta) // Value.struct_value
 }
 
-// bodyMode is a ProcessingMode: the request's body BUFFERED, and nothing else.
-// render envoy writes it as the one mode that this server may ask for.
-func bodyMode() [8]byte {
+// bodyMode is a ProcessingMode: the request's body BUFFERED, and nothing else but,
+// where they tell the outcome, the headers of the answer. render envoy writes it as
+// the one mode that this server may ask for.
+func bodyMode(answers bool) [8]byte {
+	headers := byte(2) // SKIP
+	if answers {
+		headers = 1 // SEND
+	}
 	return [...]byte{
-		2 << 3, 2, // response_header_mode: SKIP
+		2 << 3, headers, // response_header_mode
 		3 << 3, 2, // request_body_mode: BUFFERED
 		5 << 3, 2, // request_trailer_mode: SKIP
 		6 << 3, 2, // response_trailer_mode: SKIP
@@ -125,8 +130,8 @@ func bodyMode() [8]byte {
 
 // askForBody answers the headers with the wish to see the body. It changes no
 // header, and bears no mark, so that a stream that ends after it passes nothing.
-func (r *reply) askForBody() {
-	mode := bodyMode()
+func (r *reply) askForBody(answers bool) {
+	mode := bodyMode(answers)
 	r.wire = appendBytes(r.wire[:0], fieldRequestHeadersReply, nil)
 	r.wire = appendBytes(r.wire, fieldModeOverride, mode[:])
 }

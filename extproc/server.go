@@ -156,8 +156,9 @@ func (s *Server) Register(g *grpc.Server) {
 }
 
 // Process serves one ext_proc stream: one message, one reply, and the end; or
-// two, where the body has to be read. It returns nil after the last reply was
-// sent and never otherwise.
+// two, where the body has to be read; and one more where the headers of the answer
+// tell the outcome. It returns nil after the reply that decides was sent and never
+// otherwise.
 func (s *Server) Process(stream grpc.ServerStream) (err error) {
 	x := s.begin(stream.Context())
 	defer s.end(x, &err)
@@ -172,7 +173,7 @@ func (s *Server) Process(stream grpc.ServerStream) (err error) {
 			return unanswered(err)
 		}
 	}
-	return nil
+	return s.follow(stream, x)
 }
 
 // unanswered turns the end of a stream, however it came, into an error: io.EOF
@@ -206,12 +207,17 @@ func (s *Server) end(x *exchange, err *error) {
 		*err = status.Error(codes.Internal, "internal error")
 		return
 	}
+	x.release()
+	s.pool.Put(x)
+}
+
+// release lets go of what belongs to the request.
+func (x *exchange) release() {
 	x.snap, x.principal, x.token = nil, nil, nil
 	x.standard = policy.Standard{}
 	clear(x.calls)
 	x.decision.Calls, x.decision.RequestID, x.decision.Trace = nil, nil, nil
 	x.msg.shrink()
-	s.pool.Put(x)
 }
 
 // record tells the observer and, for a refusal, the log.

@@ -43,6 +43,7 @@ upstreams:
   other: {url: "https://other.test/mcp"}
   loose: {url: "https://loose.test/mcp", sessions: off}
   crowd: {url: "https://crowd.test/mcp", callers: [anyone]}
+  told: {url: "https://told.test/mcp", envoy: {outcomes: response_headers}}
   lent: {url: "https://lent.test/mcp", credential: {oauth2: {token_url: "http://127.0.0.1:1/token", client_id: x, client_secret: {env: SECRET}}}}
 `
 }

@@ -177,6 +177,12 @@ upstreams:
         - {names: [read, "ticket_*"]}
         - {names: [customer], scopes: [customer:read]}
         - {names: [purge], scopes: [purge:all, customer:write]}
+  followed: {url: "http://127.0.0.1:9/mcp", callers: [anyone], envoy: {outcomes: response_headers}}
+  followed_ruled:
+    url: "http://127.0.0.1:10/mcp"
+    callers: [ci]
+    tools: {rules: [{names: [read]}]}
+    envoy: {outcomes: response_headers}
   once: {url: "http://127.0.0.1:5/v1", callers: [anyone], credential: none, cookies: {allow: [s], duplicates: refuse}}
 `
 

@@ -110,7 +110,7 @@ func (c *checker) compileUpstream(name string, callers map[string]*Caller, secre
 		Disabled: spec.Disabled,
 	}
 	if e := spec.Envoy; e != nil {
-		up.Route, up.Listen = e.Route, e.Listen
+		up.Route, up.Listen, up.OutcomesFromHeaders = e.Route, e.Listen, e.Outcomes == "response_headers"
 		if e.Cluster != "" {
 			up.Cluster = e.Cluster
 		}

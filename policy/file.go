@@ -40,7 +40,7 @@ type File struct {
 type ServerSpec struct {
 	// Listen is the address of the gRPC services that Envoy calls: unix:///PATH or HOST:PORT. An address that is not loopback needs `tls`.
 	Listen string `yaml:"listen" default:"unix:///run/envoy-mcp-auth/grpc.sock"`
-	// Admin is the address of /healthz, /readyz, /metrics and /status.
+	// Admin is the address of the page, /status, /metrics, /healthz and /readyz. The page and /status answer to IP addresses, localhost and the host written here.
 	Admin string `yaml:"admin" default:"127.0.0.1:9441"`
 	// TLS turns on mutual TLS on `listen`: only clients with a certificate of `client_ca` are served.
 	TLS *TLSSpec `yaml:"tls"`
@@ -140,6 +140,8 @@ type UpstreamEnvoySpec struct {
 	Route string `yaml:"route"`
 	// Listen gives the upstream a rendered listener of its own, with its url's paths unchanged. Legacy SSE servers need that.
 	Listen string `yaml:"listen"`
+	// Outcomes says what tells how a call ended: Envoy's access log, or, where none can be sent here, the headers of the answer. Those cost a message more for each call, hold a stream until the answer begins, and say nothing of what comes after.
+	Outcomes string `yaml:"outcomes" default:"access_log" enum:"access_log,response_headers"`
 }
 
 // CredentialSpec is what an upstream is lent: the word `none`, or exactly one of the kinds.

@@ -151,6 +151,11 @@ func (u *Upstream) Inspected() (names, prefixes []string, all bool) {
 		names = append(names, sessionHeader)
 		prefixes = sorted(append(prefixes, hidingPlaces(sessionHeader)...))
 	}
+	if u.OutcomesFromHeaders {
+		// Envoy holds the headers of answers against the same list. DELETE ends a
+		// session.
+		names = append(names, ":method", ":status")
+	}
 	return sorted(names), prefixes, u.Headers.NeedsAll()
 }
 

@@ -104,6 +104,12 @@ func TestInspectedAndMutable(t *testing.T) {
 		t.Errorf("Inspected, -want +got:\n%s", diff)
 	}
 
+	u.OutcomesFromHeaders = true
+	names, _, _ = u.Inspected()
+	if !slices.Contains(names, ":status") || !slices.Contains(names, ":method") {
+		t.Errorf("want what tells the outcome inspected, got %q", names)
+	}
+
 	names, prefixes, _ = u.Mutable()
 	wantNames = []string{
 		"api-key", "authorization", "cookie", "cookie2", "ocp-apim-subscription-key", "proxy-authorization",

@@ -83,6 +83,9 @@ type Upstream struct {
 	Tools *Tools
 	// BindsSessions is whether an Mcp-Session-Id is good for one principal alone.
 	BindsSessions bool
+	// OutcomesFromHeaders is whether the headers of an answer tell how a call ended,
+	// and not Envoy's access log.
+	OutcomesFromHeaders bool
 	// Discover compares the upstream's protected resource metadata (RFC 9728)
 	// with this policy. It changes nothing that is decided.
 	Discover bool

@@ -26,6 +26,7 @@ import (
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/audit"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/limits"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/metrics"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/refusals"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/secrets"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/tracing"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/watch"
@@ -51,6 +52,9 @@ type app struct {
 	watch    *watch.Watch
 	alerts   *alert.Alerts
 	limits   *limits.Limits
+	// refusals are the latest, for /status and the page.
+	refusals *refusals.Ring
+	birth    time.Time
 	reload   *reloader
 	xds      *envoy.XDS // nil unless Envoys are served their configuration
 	grpc     *grpc.Server
@@ -72,7 +76,7 @@ type app struct {
 // newApp loads the policy and opens the listeners, so that every mistake shows
 // before anything is served.
 func newApp(ctx context.Context, src *source, log zerolog.Logger, lines *logQueue, xds bool) (*app, error) {
-	a := &app{log: log}
+	a := &app{log: log, refusals: refusals.New(time.Now), birth: time.Now()}
 	a.metrics = metrics.New(versionString(), a.expiries)
 	a.secrets = secrets.New(secrets.Config{Env: src.st.env, Log: log, Stale: a.metrics.SecretsStale})
 	lines.onDrop = a.metrics.LogDropped
@@ -84,8 +88,8 @@ func newApp(ctx context.Context, src *source, log zerolog.Logger, lines *logQueu
 		Secrets: a.secrets, Version: versionString(), Now: time.Now, Dice: rand.Float64, Count: a.metrics.Spans, Log: log,
 	})
 	a.startWatch(log)
-	a.watchers.decisions = []extproc.Observer{a.metrics, a.watch, a.traces}
-	a.watchers.outcomes = []extproc.OutcomeObserver{a.metrics, a.watch, a.audit}
+	a.watchers.decisions = []extproc.Observer{a.metrics, a.watch, a.refusals, a.traces}
+	a.watchers.outcomes = []extproc.OutcomeObserver{a.metrics, a.watch, a.refusals, a.audit}
 	a.limits = newLimits(a.metrics, log)
 	var err error
 	a.server, err = extproc.New(extproc.Config{
@@ -137,7 +141,9 @@ func (a *app) open(ctx context.Context, set *policy.Set, refusals zerolog.Logger
 	a.started = set.Server
 
 	a.admin = &http.Server{
-		Handler:           admin.New(admin.Config{Ready: a.ready, Status: a.status, Metrics: a.metrics.Registry}),
+		Handler: admin.New(admin.Config{
+			Ready: a.ready, Status: a.status, Metrics: a.metrics.Registry, View: a.view, Now: time.Now, Address: set.Server.Admin,
+		}),
 		ReadHeaderTimeout: 5 * time.Second,
 		WriteTimeout:      30 * time.Second,
 	}
@@ -239,7 +245,7 @@ func (a *app) shutdown(failed <-chan error) {
 	if a.xds != nil {
 		a.xds.Stop()
 	}
-	a.server.StopLogs() // Envoy never ends one itself, so they would last until drain_timeout
+	a.server.StopOutcomes() // Envoy never ends a log stream itself, so it would last until drain_timeout
 	go func() { a.grpc.GracefulStop(); close(done) }()
 	select {
 	case <-done:

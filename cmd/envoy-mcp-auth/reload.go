@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/envoy"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/admin"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/alert"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/audit"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/limits"
@@ -41,7 +42,11 @@ type reloader struct {
 
 type reloadState struct {
 	LoadedAt time.Time `json:"loaded_at"`
-	Error    string    `json:"error,omitempty"`
+	// Hash is the digest of the file in force.
+	Hash  string `json:"sha256"`
+	Error string `json:"error,omitempty"`
+	// Reloads are the latest attempts, newest first.
+	Reloads []admin.Reload `json:"reloads"`
 }
 
 // first loads the policy at start: here, and only here, a fault ends the program.
@@ -105,9 +110,7 @@ func (r *reloader) attempt(ctx context.Context) {
 	if err != nil {
 		r.failed = now
 		err = brief(err)
-		state := *r.state.Load()
-		state.Error = err.Error()
-		r.state.Store(&state)
+		r.state.Store(r.state.Load().after(now, r.src.hash, err.Error()))
 		if r.ill != err.Error() {
 			r.ill = err.Error()
 			r.app.log.Error().Err(err).Msg("policy not reloaded, the last good one stays in force")
@@ -163,7 +166,7 @@ func (r *reloader) load() error {
 	for _, w := range set.Warnings {
 		r.app.log.Warn().Msg(w.String())
 	}
-	r.state.Store(&reloadState{LoadedAt: time.Now()})
+	r.state.Store(r.state.Load().after(time.Now(), r.src.hash, ""))
 	settleMemory(r.src.st.env)
 	return nil
 }

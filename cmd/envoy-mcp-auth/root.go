@@ -78,6 +78,8 @@ type source struct {
 	st    streams
 	// again is set once a policy from here is in force.
 	again bool
+	// hash is the digest of what load read last, empty when it could not.
+	hash string
 }
 
 // maxPolicy bounds a policy file, as policy.Parse does: 10,000 upstreams take about 2 MB.
@@ -139,10 +141,12 @@ func (s *source) read() ([]byte, error) {
 
 // load reads and checks the policy.
 func (s *source) load() (*policy.Set, error) {
+	s.hash = ""
 	name, b, err := s.text()
 	if err != nil {
 		return nil, err
 	}
+	s.hash = digest(b)
 	return policy.Parse(name, b, s.st.env)
 }
 

@@ -6,6 +6,8 @@ import (
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/envoy"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/audit"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/limits"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/refusals"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/secrets"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/watch"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/tokens"
@@ -29,6 +31,10 @@ type statusReport struct {
 	Issuers []tokens.IssuerStatus `json:"issuers,omitempty"`
 	// Watch is how the calls of each upstream fare.
 	Watch watch.Status `json:"watch"`
+	// Secrets are those that cannot be read now.
+	Secrets []secrets.Trouble `json:"secrets_in_trouble,omitempty"`
+	// Refusals are the latest refused calls, newest first.
+	Refusals []refusals.Refusal `json:"recent_refusals"`
 }
 
 type policyStatus struct {
@@ -44,13 +50,21 @@ type upstreamStatus struct {
 	Callers    []string       `json:"callers"`
 	Credential string         `json:"credential"`
 	Token      *tokens.Status `json:"token,omitempty"`
+	// ToolRules counts the rules for tools, and ToolProof is what proves a tool.
+	ToolRules int    `json:"tool_rules,omitzero"`
+	ToolProof string `json:"tool_proof,omitempty"`
 	// Resource is what an upstream with discover: true says of itself.
 	Resource *tokens.ResourceCheck `json:"resource_check,omitempty"`
 }
 
-func (a *app) status() any {
+func (a *app) status() any { return a.report() }
+
+func (a *app) report() *statusReport {
 	set := a.reload.set.Load()
-	report := statusReport{Version: versionString(), Ready: "yes", Policy: policyStatus{File: a.reload.src.file, reloadState: *a.reload.state.Load()}, Issuers: a.callers.Status(), Watch: a.watch.Status()}
+	report := &statusReport{
+		Version: versionString(), Ready: "yes", Policy: policyStatus{File: a.reload.src.file, reloadState: *a.reload.state.Load()},
+		Issuers: a.callers.Status(), Secrets: a.secrets.Troubles(), Refusals: a.refusals.Recent(), Watch: a.watch.Status(),
+	}
 	if err := a.ready(); err != nil {
 		report.Ready = "no: " + err.Error()
 	}
@@ -82,6 +96,9 @@ func (a *app) status() any {
 		}
 		if st, ok := held[up.Name]; ok {
 			u.Token = &st
+		}
+		if up.Tools != nil {
+			u.ToolRules, u.ToolProof = len(up.Tools.Rules), string(up.Tools.Proof)
 		}
 		u.Resource = a.resources.Of(up.Name)
 		report.Upstreams = append(report.Upstreams, u)

@@ -61,9 +61,16 @@ func fannedName(i int) string { return fmt.Sprintf("heal%d", i) }
 // noBody is a size that stands for a GET.
 const noBody = -1
 
+// earlyAnswerSince is the first Envoy, 1.N, that takes the answer of an HTTP/2
+// upstream which did not read the whole body; before, the call is a 502 of Envoy's own.
+const earlyAnswerSince = 37
+
+const notEarly = "this Envoy does not take the answer of an HTTP/2 upstream that did not read the whole body: large bodies fail on a revoked token"
+
 // TestO4_RevokedTokenHealsInTheCall: nobody sees the 401 of a token that was
 // revoked a moment ago.
 func TestO4_RevokedTokenHealsInTheCall(t *testing.T) {
+	early := envoySince(t, earlyAnswerSince)
 	r, n := start(t, fanned(40)), 0
 	for proto, client := range map[string]*http.Client{"h1": pooled(), "h2": h2c()} {
 		for _, size := range []int{noBody, 0, 200, 100 << 10, 900 << 10} {
@@ -72,6 +79,9 @@ func TestO4_RevokedTokenHealsInTheCall(t *testing.T) {
 					up := r.up(fannedName(n))
 					n++
 					t.Run(fmt.Sprintf("%s to %s, %d bytes, %s", proto, behind, size, kind), func(t *testing.T) {
+						if behind == "h2" && size > 100<<10 && !early {
+							t.Skip(notEarly)
+						}
 						r.heals(t, up, client, size, kind)
 						if came := up.protocol(); came != map[string]string{"h1": "HTTP/1.1", "h2": "HTTP/2.0"}[behind] {
 							t.Errorf("want the upstream called by %s, got %s", behind, came)
@@ -112,6 +122,9 @@ func (r *rig) heals(t *testing.T, up *upstream, client *http.Client, size int, k
 // fails with a reason; Envoy's access log tells of it, and the next call, as large
 // as the first, has a new token.
 func TestO4_LargeBody(t *testing.T) {
+	if !envoySince(t, earlyAnswerSince) {
+		t.Skip(notEarly)
+	}
 	r := start(t, fanned(4))
 	large := strings.Repeat("x", 2<<20)
 	n, failed := 0, 0

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -350,6 +351,21 @@ func (p *processor) metric(name string) float64 {
 	return -1
 }
 
+// sumOf adds up the samples of that name in a text of Prometheus which have all
+// these labels.
+func sumOf(text, name string, labels ...string) (total float64) {
+	for line := range strings.Lines(text) {
+		series, value, _ := strings.Cut(line, "} ")
+		if !strings.HasPrefix(series, name+"{") || slices.ContainsFunc(labels, func(l string) bool { return !strings.Contains(series, l) }) {
+			continue
+		}
+		var v float64
+		_, _ = fmt.Sscan(value, &v)
+		total += v
+	}
+	return total
+}
+
 // ports hands out ports below those that the kernel gives to clients: a port of
 // theirs may be taken between the moment it is found free and its use.
 var ports struct {
@@ -415,4 +431,18 @@ func (r *rig) finish() {
 	if r.envoy != nil {
 		r.t.Logf("%s:\n%s", r.envoy.Log, tail(r.envoy.Log, 2000))
 	}
+}
+
+// envoySince reports whether the real Envoy is 1.MINOR or newer.
+func envoySince(t *testing.T, minor int) bool {
+	t.Helper()
+	have, err := realenvoy.Version(t.Context(), realenvoy.Require(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var major, its int
+	if _, err := fmt.Sscanf(have, "%d.%d", &major, &its); err != nil {
+		t.Fatalf("version %q: %v", have, err)
+	}
+	return major > 1 || its >= minor
 }

@@ -17,10 +17,31 @@ import (
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/reallitellm"
 )
 
+// mcpFilterSince is the first Envoy, 1.N, whose mcp filter compares headers with bodies.
+const mcpFilterSince = 40
+
+// largeRetrySince is the first Envoy, 1.N, that keeps more than 1 MiB of a body for
+// a second attempt where the policy's limit is higher.
+const largeRetrySince = 38
+
+// proofs are the upstreams of ruled that prove a tool, as far as this Envoy can.
+func proofs(t *testing.T) []string {
+	t.Helper()
+	if envoySince(t, mcpFilterSince) {
+		return []string{"body", "filtered", "modern"}
+	}
+	return []string{"body", "modern"}
+}
+
 // ruled is a policy with an upstream for each proof, and one without rules.
-func ruled() string {
+func ruled(t *testing.T) string {
+	t.Helper()
 	const rules = `rules: [{names: [harmless, echo]}, {names: [customer], scopes: [customer:read]}, {names: [purge], scopes: [customer:write, purge:all]}]`
-	return strings.ReplaceAll(`
+	filtered := ""
+	if envoySince(t, mcpFilterSince) {
+		filtered = `filtered: {url: {{.URL "filtered"}}, tools: {proof: mcp_filter, max_body: 64KiB, RULES}}`
+	}
+	return strings.NewReplacer("RULES", rules, "FILTERED", strings.ReplaceAll(filtered, "RULES", rules)).Replace(`
 version: 1
 server: {listen: "unix://{{.Socket}}", admin: "{{.Admin}}", drain_delay: 100ms}
 envoy: {listen: {{.Listen}}}
@@ -34,9 +55,9 @@ upstreams:
   body: {url: {{.URL "body"}}, cookies: {allow: [session_id]}, tools: {RULES}}
   small: {url: {{.URL "small"}}, credential: none, tools: {max_body: 64KiB, RULES}}
   large: {url: {{.URL "large"}}, tools: {max_body: 4MiB, RULES}}
-  filtered: {url: {{.URL "filtered"}}, tools: {proof: mcp_filter, max_body: 64KiB, RULES}}
+  FILTERED
   modern: {url: {{.URL "modern"}}, tools: {proof: headers, RULES}}
-`, "RULES", rules)
+`)
 }
 
 // executed notes which tools a real server ran.
@@ -103,8 +124,8 @@ func bypasses() []bypass {
 // TestH6_BypassesOfARealServer: without rules each of them works, or the case
 // would show nothing; with rules it is refused, whatever the proof.
 func TestH6_BypassesOfARealServer(t *testing.T) {
-	r, e := start(t, ruled()), new(executed)
-	for _, name := range []string{"bare", "body", "filtered", "modern"} {
+	r, e := start(t, ruled(t)), new(executed)
+	for _, name := range append(proofs(t), "bare") {
 		r.up(name).answer(e.server())
 	}
 	for _, b := range bypasses() {
@@ -112,7 +133,7 @@ func TestH6_BypassesOfARealServer(t *testing.T) {
 			if got := r.post("/bare/mcp", b.body, asRobot(b.headers...)...); e.take() != b.ran {
 				t.Fatalf("without rules, the server must run %s; got %v", b.ran, got)
 			}
-			for _, up := range []string{"body", "filtered", "modern"} {
+			for _, up := range proofs(t) {
 				got := r.post("/"+up+"/mcp", b.body, asRobot(b.headers...)...)
 				if ran := e.take(); ran != "" || got.status < 400 {
 					t.Errorf("%s: the server ran %q: %v", up, ran, got)
@@ -125,7 +146,7 @@ func TestH6_BypassesOfARealServer(t *testing.T) {
 // TestS1_ToolsByBody holds how a request ends whose body is read, against a real
 // server: what is refused runs nothing, and what passes has all that it should.
 func TestS1_ToolsByBody(t *testing.T) {
-	r, e := start(t, ruled()), new(executed)
+	r, e := start(t, ruled(t)), new(executed)
 	r.up("body").answer(e.server())
 	pad := strings.Repeat("x", 9<<10)
 	for _, tc := range []struct {
@@ -197,7 +218,7 @@ func checkID(t *testing.T, got reply, reason string, one bool) {
 // TestH4_ToolsByHeaders: the body is not looked at, so only a version will do
 // whose servers compare it.
 func TestH4_ToolsByHeaders(t *testing.T) {
-	r, e := start(t, ruled()), new(executed)
+	r, e := start(t, ruled(t)), new(executed)
 	r.up("modern").answer(e.server())
 	call := func(name string) string {
 		return `{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"` + name + `","arguments":{},` + modernMeta + `}}`
@@ -221,7 +242,10 @@ func TestH4_ToolsByHeaders(t *testing.T) {
 
 // TestToolsByFilter: Envoy's mcp filter reads the body, and its word comes here.
 func TestToolsByFilter(t *testing.T) {
-	r, e := start(t, ruled()), new(executed)
+	if !envoySince(t, mcpFilterSince) {
+		t.Skip("the mcp filter of this Envoy does not compare headers with bodies: use proof: body")
+	}
+	r, e := start(t, ruled(t)), new(executed)
 	r.up("filtered").answer(e.server())
 	for _, tc := range []struct {
 		name, body string
@@ -257,10 +281,14 @@ func TestToolsByFilter(t *testing.T) {
 // TestO4_RetryWithToolRules: the second attempt asks for no body, and the verdict
 // of the first one stands. What the upstream streams goes on as it comes.
 func TestO4_RetryWithToolRules(t *testing.T) {
-	r := start(t, ruled())
+	large := envoySince(t, largeRetrySince)
+	r := start(t, ruled(t))
 	r.up("large").answer(r.guarded(length))
 	for _, size := range []int{200, 900 << 10, 4 << 20} {
 		t.Run(fmt.Sprint(size), func(t *testing.T) {
+			if size > 1<<20 && !large {
+				t.Skip("this Envoy keeps no body of that size for a second attempt, whatever the policy says")
+			}
 			r.up("large").take()
 			r.do(t.Context(), nil, r.url+"/large/mcp", strings.NewReader(sized(200)), asRobot())
 			r.issuer.Revoke()
@@ -279,7 +307,7 @@ func TestO4_RetryWithToolRules(t *testing.T) {
 // message_timeout is about our answers alone.
 func TestSlowBodyWithToolRules(t *testing.T) {
 	t.Parallel()
-	r := start(t, ruled())
+	r := start(t, ruled(t))
 	in, out := io.Pipe()
 	go func() {
 		text := sized(2000)
@@ -296,7 +324,7 @@ func TestSlowBodyWithToolRules(t *testing.T) {
 // TestSessionWithToolRules is a whole session of a plain client, with its stream
 // of the server's messages and its end.
 func TestSessionWithToolRules(t *testing.T) {
-	r := start(t, ruled())
+	r := start(t, ruled(t))
 	server := mcp.NewServer(&mcp.Implementation{Name: "e2e", Version: "0"}, nil)
 	mcp.AddTool(server, &mcp.Tool{Name: "echo"}, func(ctx context.Context, req *mcp.CallToolRequest, _ map[string]any) (*mcp.CallToolResult, any, error) {
 		// A message of the server's own on the way, which the client answers.
@@ -434,7 +462,7 @@ type streamed struct{ io.Reader }
 // TestLargeBodiesAreRefusedAndNeverHang: with and without a length, by both
 // protocols, at and around the limit.
 func TestLargeBodiesAreRefusedAndNeverHang(t *testing.T) {
-	r := start(t, ruled())
+	r := start(t, ruled(t))
 	const mib = 1 << 20
 	for _, tc := range []struct {
 		up   string

@@ -42,6 +42,21 @@ func Require(t cached.TB) string {
 	return cached.Require(t, "Envoy", Find, ErrNotFound)
 }
 
+// Version returns what the binary says it is, such as 1.40.0.
+func Version(ctx context.Context, binary string) (string, error) {
+	out, err := exec.CommandContext(ctx, binary, "--version").Output()
+	if err != nil {
+		return "", fmt.Errorf("%s --version: %w", binary, err)
+	}
+	// envoy  version: COMMIT/1.40.0/Clean/RELEASE/BoringSSL
+	for part := range strings.SplitSeq(string(out), "/") {
+		if strings.Count(part, ".") == 2 && strings.Trim(part, ".0123456789") == "" {
+			return part, nil
+		}
+	}
+	return "", fmt.Errorf("want a version in what %s --version says, got %q", binary, tail(out, 200))
+}
+
 // Validate runs Envoy's own check of a configuration. Its complaint is part of
 // the error.
 func Validate(ctx context.Context, binary, file string) error {
