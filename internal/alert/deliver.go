@@ -67,8 +67,15 @@ type Alerts struct {
 	cfg Config
 
 	mu     sync.Mutex
-	active map[Subject]Alert
+	active map[Subject]lasting
 	plan   *Plan
+}
+
+// lasting is an alert that is not over, and how much that was done about it was told.
+type lasting struct {
+	Alert
+
+	told int
 }
 
 // Plan is whom a policy tells, ready to be put in force.
@@ -82,7 +89,7 @@ func New(cfg Config) *Alerts {
 	if cfg.Delivered == nil {
 		cfg.Delivered = func(string, string) {}
 	}
-	return &Alerts{cfg: cfg, active: map[Subject]Alert{}, plan: &Plan{}}
+	return &Alerts{cfg: cfg, active: map[Subject]lasting{}, plan: &Plan{}}
 }
 
 // Build makes the receivers of a policy, and changes nothing. Those that stay as
@@ -160,7 +167,7 @@ func (a *Alerts) Use(p *Plan) {
 	for _, r := range p.receivers {
 		if !old.has(r) {
 			for _, alert := range a.active {
-				r.queue = append(r.queue, alert)
+				r.queue = append(r.queue, alert.Alert)
 			}
 			r.start()
 		}
@@ -173,19 +180,23 @@ func (p *Plan) has(r *receiver) bool { return slices.Contains(p.receivers, r) }
 func (a *Alerts) Close() { a.Use(&Plan{}) }
 
 // Notify takes an alert that began, has new figures, or is over. An alert that
-// lasts is told once, however often it comes. It does not wait for anybody.
+// lasts is told once, however often it comes, and again only when more was done
+// about it. It does not wait for anybody.
 func (a *Alerts) Notify(alert Alert) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	about := alert.Subject()
-	_, lasts := a.active[about]
+	was, lasts := a.active[about]
+	var news bool
 	if alert.Until.IsZero() {
-		a.active[about] = alert
+		news = !lasts || len(alert.Done) > was.told
+		a.active[about] = lasting{alert, max(was.told, len(alert.Done))}
 	} else {
+		news = lasts
 		delete(a.active, about)
 	}
-	if lasts == alert.Until.IsZero() {
-		return // nothing new, or over without having begun
+	if !news {
+		return
 	}
 	for _, r := range a.plan.receivers {
 		if len(r.queue) >= maxQueue {
@@ -286,7 +297,7 @@ func (r *receiver) take(all bool) []Alert {
 	if all {
 		for about, alert := range r.alerts.active {
 			if len(batch) < maxQueue && !hasSubject(batch, about) {
-				batch = append(batch, alert)
+				batch = append(batch, alert.Alert)
 			}
 		}
 	}

@@ -68,16 +68,16 @@ type probe struct {
 
 func (b *breaker) now() phase { return phase(b.phase.Load()) }
 
-// trip opens a closed breaker, and reports whether it was closed.
-func (b *breaker) trip(now time.Time, spec *policy.WatchBreaker, dice float64, rule, why string) bool {
+// trip opens a closed breaker. One that was closed after now stays so: what is held
+// against the upstream was before.
+func (b *breaker) trip(now time.Time, spec *policy.WatchBreaker, dice float64, rule, why string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.now() != closed {
-		return false
+	if b.now() != closed || b.since.After(now) {
+		return
 	}
 	b.rule, b.why, b.pause, b.opened, b.suspect = rule, why, spec.Open, 0, 0
 	b.open(now, dice)
-	return true
 }
 
 func (b *breaker) open(now time.Time, dice float64) {

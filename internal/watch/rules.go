@@ -67,8 +67,9 @@ type judge struct {
 func (j *judge) lasts(s alert.Subject) bool { return j.w.firing[s] != nil }
 
 func (j *judge) upstream(s *seat) {
+	j.follow(s) // before the rules: what was before it closed is not held against it
 	if win := s.counted.Load(); win != nil {
-		if !win.used(j.now.Add(-forgotten)) {
+		if s.breaker.now() == closed && !win.used(j.now.Add(-forgotten)) {
 			s.counted.CompareAndSwap(win, nil)
 		}
 		j.authFailures(s, win)
@@ -131,10 +132,7 @@ func (j *judge) authFailures(s *seat, win *window) {
 		return
 	}
 	a := credentialAlert(s.name, r, &sum)
-	if own && r.Do.Disable && exceeds(bad, all, r, false) && sum.most(r.Share, func(l *laneSum) uint64 { return l.blamed }) {
-		j.trip(s, ruleAuth, a.Summary)
-	}
-	j.respond(s, &a, r.Do, own)
+	j.respond(s, &a, r.Do, own, own && exceeds(bad, all, r, false) && sum.agreed(blamed, r.Share, s.alone))
 }
 
 // errors looks at what an upstream fails at besides authentication.
@@ -145,16 +143,12 @@ func (j *judge) errors(s *seat, win *window) {
 	}
 	sum := win.sum(j.now, r.Window, s.floor)
 	about := alert.Subject{Rule: ruleErrors, Upstream: s.name}
-	broken := exceeds(sum.counts[upstreamFailed], sum.credential(), r, j.lasts(about))
-	if !broken && !s.opened(ruleErrors) {
+	is := exceeds(sum.counts[upstreamFailed], sum.credential(), r, j.lasts(about))
+	if !is && !s.opened(ruleErrors) {
 		return
 	}
 	a := errorsAlert(s.name, r, &sum)
-	if r.Do.Disable && exceeds(sum.counts[upstreamFailed], sum.credential(), r, false) &&
-		sum.most(r.Share, func(l *laneSum) uint64 { return l.broken }) {
-		j.trip(s, ruleErrors, a.Summary)
-	}
-	j.respond(s, &a, r.Do, broken)
+	j.respond(s, &a, r.Do, is, exceeds(sum.counts[upstreamFailed], sum.credential(), r, false) && sum.agreed(broken, r.Share, s.alone))
 }
 
 // opened reports whether the rule keeps the upstream off: no calls, no failures,
@@ -168,14 +162,17 @@ func (u *upstream) opened(rule string) bool {
 	return u.breaker.rule == rule
 }
 
-// trip switches an upstream off.
-func (j *judge) trip(s *seat, rule, why string) {
-	s.breaker.trip(j.now, &s.rules.Breaker, j.w.cfg.Dice(), rule, why)
-}
-
-// respond throttles an upstream when that is wanted, and files the alert.
-func (j *judge) respond(s *seat, a *alert.Alert, do policy.WatchResponse, broken bool) {
-	if do.Throttle && broken {
+// respond switches an upstream off or throttles it, when that is wanted and
+// callers agree that it is the upstream's fault, and files the alert. When the rule
+// is not broken any more, the upstream is still off because of it.
+func (j *judge) respond(s *seat, a *alert.Alert, do policy.WatchResponse, is, agreed bool) {
+	if was := j.w.firing[a.Subject()]; was != nil && !is {
+		a.Summary, a.Figures = was.alert.Summary, was.alert.Figures // nothing is called, so that there is nothing new
+	}
+	if do.Disable && agreed {
+		s.breaker.trip(j.now, &s.rules.Breaker, j.w.cfg.Dice(), a.Rule, a.Summary)
+	}
+	if do.Throttle && agreed {
 		j.w.throttles.hold(j.now, target{upstream: s.name}, s.rules.Throttle, a.Rule, "")
 		a.Done = append(a.Done, throttledUpstream(s.name, s.rules.Throttle))
 	}

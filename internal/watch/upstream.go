@@ -30,7 +30,10 @@ type seat struct {
 	// lends is whether it is lent a credential, and userBound whether each caller has
 	// one of its own.
 	lends, userBound bool
-	// counts is whether the usage of its tools is watched.
+	// alone is whether the policy has one caller of it that is nobody else: no people,
+	// and not anybody.
+	alone bool
+	// usage is whether the usage of its tools is watched.
 	usage bool
 }
 
@@ -41,6 +44,7 @@ func newSeat(up *policy.Upstream, old *seat, now time.Time) *seat {
 		userBound: up.Credential.OAuth2 != nil && up.Credential.OAuth2.UserBound(),
 		usage:     up.Tools != nil && !up.Watch.ToolUsage.Do.Off(),
 	}
+	s.alone = len(up.Callers) == 1 && !up.Callers[0].Any && up.Callers[0].JWT == nil
 	if s.disabled {
 		s.since = now
 	}
@@ -56,7 +60,7 @@ func newSeat(up *policy.Upstream, old *seat, now time.Time) *seat {
 			s.tools.m.Store(nil)
 		}
 	}
-	span := max(chartSpan, s.rules.AuthFailures.Window, s.rules.Errors.Window)
+	span := max(Span, s.rules.AuthFailures.Window, s.rules.Errors.Window)
 	if s.span.Swap(int64(span)) < int64(span) {
 		s.counted.Store(nil)
 	}
@@ -83,7 +87,7 @@ func (s *seat) status(now time.Time) UpstreamStatus {
 	if w == nil {
 		return st
 	}
-	sum := w.sum(now, chartSpan-width, 0)
+	sum := w.sum(now, Span-width, 0)
 	st.Calls, st.Tried, st.Ended, st.Limited = sum.counts[calls], sum.counts[tried], sum.counts[ended], sum.counts[limited]
 	st.Failures = sum.failures()
 	st.AuthFailureShare = sum.authShare()

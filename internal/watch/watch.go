@@ -32,8 +32,11 @@ import (
 // wait. One that leaves before has reasons of its own.
 const patience = 10 * time.Second
 
-// chartSpan is what the figures of a status are about.
-const chartSpan = points * width
+// tellTime is how long after its end a call may be told of by a healthy access log.
+const tellTime = time.Minute
+
+// Span is what the figures of a status are about.
+const Span = points * width
 
 // Config is what a Watch needs.
 type Config struct {
@@ -163,26 +166,25 @@ func (w *Watch) Decided(d *extproc.Decision) {
 	now := w.cfg.Now()
 	who := w.principal(t, d.Caller, d.Issuer, d.Subject)
 	b := s.window().at(now)
-	l := b.lane(who)
 	if d.Attempt > 1 {
 		if how := blame(d.Reason); how < counts {
-			b.count(how, l)
+			b.count(how, who)
 		}
 		return
 	}
 	if s.breaker.now() != closed {
 		s.breaker.decided(now, &s.rules.Breaker, d, w.idOf(d.RequestID), w.outcomes.Load(), w.cfg.Dice())
 	}
-	b.count(calls, nil)
+	b.count(calls, 0)
 	switch d.Reason { //nolint:exhaustive // the others are the policy at work
 	case policy.CallerUnknown, policy.CallerInvalid, policy.IssuerUnavailable:
-		b.count(callerFailed, nil)
+		b.count(callerFailed, 0)
 	case policy.RateLimited, policy.UpstreamDisabled:
-		b.count(limited, nil)
+		b.count(limited, 0)
 	case policy.Allowed, policy.TokenUnavailable, policy.TokenRefused, policy.UpstreamRejected:
-		b.count(tried, l)
+		b.count(tried, who)
 		if how := blame(d.Reason); how < counts {
-			b.count(how, l)
+			b.count(how, who)
 		}
 	}
 	w.ran(t, s, d, now, who)
@@ -270,18 +272,28 @@ func (w *Watch) Ended(o *extproc.Outcome) {
 	if s.breaker.now() == halfOpen {
 		s.breaker.ended(now, &s.rules.Breaker, o, w.idOf([]byte(o.RequestID)), who, w.cfg.Dice())
 	}
-	b := s.window().at(now)
-	l := b.lane(who)
-	b.count(ended, l)
+	b := s.window().at(endOf(o, now))
+	b.count(ended, who)
 	if how := verdict(o); how < counts {
 		if !s.lends && how != upstreamFailed {
-			l = nil // what is refused is the caller's own credential
+			who = 0 // what is refused is the caller's own credential
 		}
-		b.count(how, l)
+		b.count(how, who)
 	}
 	if !refused && o.Took > 0 {
 		b.took.add(o.Took)
 	}
+}
+
+// endOf is when a call ended, as far as that can be believed. Envoy tells of it a
+// moment later, and by then the upstream may have been switched off and on again:
+// what was before must not count as what is after.
+func endOf(o *extproc.Outcome, now time.Time) time.Time {
+	at := o.Began.Add(o.Took)
+	if o.Began.IsZero() || at.After(now) || now.Sub(at) > tellTime {
+		return now
+	}
+	return at
 }
 
 // verdict says what a call that ended counts as, counts when as no failure.
