@@ -68,6 +68,9 @@ func viewParts(r *statusReport, set *policy.Set) []admin.Part {
 	if r.SharedCache != nil {
 		parts = append(parts, viewCache(r.SharedCache))
 	}
+	if r.Limits != nil {
+		parts = append(parts, viewLimits(r.Limits))
+	}
 	for i := range r.Issuers {
 		parts = append(parts, viewIssuer(i, &r.Issuers[i]))
 	}
