@@ -58,7 +58,7 @@ func Patch(name string, b []byte, set *policy.Set, opt Options) (*Patched, error
 	if err := fitting(set); err != nil {
 		return nil, fmt.Errorf("patching %q: %w", name, err)
 	}
-	doc, err := document(b)
+	doc, err := readDocument(b)
 	if err != nil {
 		return nil, fmt.Errorf("reading envoy configuration %q: %w", name, err)
 	}
@@ -84,9 +84,9 @@ func Patch(name string, b []byte, set *policy.Set, opt Options) (*Patched, error
 	return out, err
 }
 
-// document reads one YAML or JSON document. Aliases are written out, because a change
+// readDocument reads one YAML or JSON document. Aliases are written out, because a change
 // in one place must not be one in another.
-func document(b []byte) (*yaml.Node, error) {
+func readDocument(b []byte) (*yaml.Node, error) {
 	dec := yaml.NewDecoder(bytes.NewReader(b))
 	doc := new(yaml.Node)
 	if err := dec.Decode(doc); err != nil {

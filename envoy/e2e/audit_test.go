@@ -9,9 +9,12 @@ import (
 	"fmt"
 	"net/url"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/audit"
 )
 
 // audit says again, after every case, what always holds. It returns what does not.
@@ -25,6 +28,7 @@ func (r *rig) audit() []string {
 			}
 		}
 	}
+	found = append(found, r.auditRecord()...)
 	secrets := r.secrets()
 	for where, text := range r.channels() {
 		for _, s := range secrets {
@@ -37,6 +41,33 @@ func (r *rig) audit() []string {
 		}
 	}
 	return found
+}
+
+// records returns the files of the record, in no order; none, when the case keeps none.
+func (r *rig) records() []string { return r.recordsOf(r.record()) }
+
+func (r *rig) recordsOf(path string) []string {
+	all, err := filepath.Glob(path + "*")
+	if err != nil {
+		r.t.Error(err)
+	}
+	return slices.DeleteFunc(all, func(path string) bool { return strings.HasSuffix(path, ".lock") })
+}
+
+// auditRecord verifies the program's own record.
+func (r *rig) auditRecord() []string {
+	files := r.records()
+	if len(files) == 0 {
+		return nil
+	}
+	report, err := audit.Verify(audit.VerifyConfig{}, files)
+	if err != nil {
+		return []string{err.Error()}
+	}
+	if report.Broken != nil {
+		return []string{"the record is broken: " + report.Broken.String()}
+	}
+	return nil
 }
 
 // auditUpstream looks at what reached one upstream.
@@ -196,6 +227,10 @@ func (r *rig) channels() map[string]string {
 	for _, path := range r.told {
 		b, _ := os.ReadFile(path)
 		out[path] = string(b)
+	}
+	for _, path := range r.records() {
+		b, _ := os.ReadFile(path)
+		out["the record"] += string(b)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -2,6 +2,8 @@ package e2e_test
 
 import (
 	"bufio"
+	"bytes"
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"os"
@@ -24,6 +26,7 @@ type many struct {
 
 	providers map[string]*provider
 	litellm   *reallitellm.LiteLLM
+	read      int // bytes of the audit
 }
 
 // example reads a file of examples/providers, and puts what is on loopback in the
@@ -48,7 +51,7 @@ func startMany(t *testing.T) *many {
 	t.Helper()
 	binary := reallitellm.Require(t)
 	text := example(t, "policy.yaml",
-		"version: 1\n", "version: 1\nserver: {listen: \"unix://{{.Socket}}\", admin: \"{{.Admin}}\"}\nenvoy: {listen: \"{{.Listen}}\"}\n",
+		"version: 1\n", "version: 1\nserver: {listen: \"unix://{{.Socket}}\", admin: \"{{.Admin}}\"}\nenvoy: {listen: \"{{.Listen}}\"}\naudit: {file: \"{{.Dir}}/audit.jsonl\"}\n",
 		"https://api.openai.com", `http://{{.Addr "openai"}}`,
 		"https://api.anthropic.com", `http://{{.Addr "anthropic"}}`,
 		"https://tickets-mcp.company.com/mcp", `{{.URL "tickets"}}`,
@@ -199,15 +202,23 @@ func scenarios() []scenario {
 // TestManyProviders runs examples/providers, with LiteLLM as it is.
 func TestManyProviders(t *testing.T) {
 	m := startMany(t)
+	m.audited("openai") // LiteLLM asks for its models when it starts
 	for _, s := range scenarios() {
 		t.Run(s.title, func(t *testing.T) {
+			lines := map[string][]string{}
 			for name := range m.providers {
-				if diff := cmp.Diff(s.want, m.play(t, s, name)); diff != "" {
+				got := m.play(t, s, name)
+				if diff := cmp.Diff(s.want, got); diff != "" {
 					t.Errorf("%s (-want +got):\n%s", name, diff)
 				}
+				lines[name] = m.audited(name)
+			}
+			if diff := cmp.Diff(lines["openai"], lines["anthropic"]); diff != "" || len(lines["openai"]) < 2 {
+				t.Errorf("want the same lines in the audit, got %d (-openai +anthropic):\n%s", len(lines["openai"]), diff)
 			}
 		})
 	}
+	m.run("audit", "verify", filepath.Join(m.dir, "audit.jsonl"))
 	t.Run("a stream comes as it is sent", m.streams)
 	t.Run("MCP servers beside them", func(t *testing.T) {
 		who, err := use(t.Context(), m.litellm, "tickets", nil)
@@ -252,6 +263,52 @@ func (m *many) play(t *testing.T, s scenario, name string) result {
 		}
 	}
 	return out
+}
+
+// audited returns what the audit says about an upstream since the last time, less
+// what no two calls share and how long the bodies were.
+func (m *many) audited(name string) []string {
+	m.t.Helper()
+	var lines []string
+	m.eventually("each decision has its outcome in the audit", 10*time.Second, func() bool {
+		text, err := os.ReadFile(filepath.Join(m.dir, "audit.jsonl"))
+		if err != nil {
+			m.t.Fatal(err)
+		}
+		whole := 1 + bytes.LastIndexByte(text, '\n')
+		var ended bool
+		if lines, ended = alike(string(text[m.read:whole]), name); ended {
+			m.read = whole
+		}
+		return ended
+	})
+	return lines
+}
+
+// alike cuts lines of the audit down to what they should have in common. ended
+// is whether each call that was decided on has ended.
+func alike(text, upstream string) (lines []string, ended bool) {
+	open := map[any]bool{}
+	for line := range strings.Lines(text) {
+		said := map[string]any{}
+		if err := json.Unmarshal([]byte(line), &said); err != nil {
+			return []string{err.Error()}, true
+		}
+		if said["upstream"] != upstream {
+			continue
+		}
+		open[said["request_id"]] = said["kind"] == "decision"
+		for _, member := range []string{"time", "request_id", "upstream", "duration", "own", "sent", "received", "seq", "prev", "hash"} {
+			delete(said, member)
+		}
+		lines = append(lines, fmt.Sprint(said)) // in the order of the members' names
+	}
+	for _, waiting := range open {
+		if waiting {
+			return nil, false
+		}
+	}
+	return lines, true
 }
 
 // forget lets go of what arrived so far.
