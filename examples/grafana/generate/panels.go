@@ -140,11 +140,19 @@ func protection() row {
 			queries: []query{{"{{upstream}}", `max by (upstream) (mcp_auth_upstream_disabled{upstream=~"$upstream"}) > 0`}},
 		},
 		{
-			title: "Limits", about: "Calls refused by a limit of the policy.", kind: series, unit: "reqps", wide: 6,
+			title: "Alerts of the watch", about: "That began, by rule; no upstream is a rule about all.", kind: series, unit: "short", wide: 6,
+			queries: []query{{"{{rule}} {{upstream}}", `sum by (rule, upstream) (increase(mcp_auth_alerts_total{upstream=~"$upstream"}[$__rate_interval]))`}},
+		},
+		{
+			title: "Messages to receivers", about: "refused, gave_up and dropped were told to nobody; retried is an attempt.", kind: series, unit: "short", wide: 6,
+			queries: []query{{"{{kind}} {{result}}", `sum by (kind, result) (increase(mcp_auth_alert_deliveries_total{instance=~"$instance"}[$__rate_interval]))`}},
+		},
+		{
+			title: "Limits", about: "Calls refused by a limit of the policy.", kind: series, unit: "reqps", wide: 12,
 			queries: []query{{"{{upstream}} {{rule}}", `sum by (upstream, rule) (rate(mcp_auth_rate_limited_total{upstream=~"$upstream"}[$__rate_interval]))`}},
 		},
 		{
-			title: "Rate limit service", about: "What it was asked, by result; failed, timeout and skipped went by the policy's word for its outage.", kind: series, unit: "reqps", wide: 6,
+			title: "Rate limit service", about: "What it was asked, by result; failed, timeout and skipped went by the policy's word for its outage.", kind: series, unit: "reqps", wide: 12,
 			queries: []query{{"{{result}}", `sum by (result) (rate(mcp_auth_ratelimit_service_requests_total{instance=~"$instance"}[$__rate_interval]))`}},
 		},
 	}}
