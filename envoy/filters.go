@@ -5,6 +5,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	mutationv3 "github.com/envoyproxy/go-control-plane/envoy/config/common/mutation_rules/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -13,6 +14,7 @@ import (
 	luav3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/lua/v3"
 	codecv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/upstream_codec/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	previousv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/retry/host/previous_hosts/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	"google.golang.org/protobuf/types/known/anypb"
 
@@ -39,7 +41,7 @@ func upstreamFilters(p *packed, t target, set *policy.Set) ([]*hcmv3.HttpFilter,
 	}}
 	return []*hcmv3.HttpFilter{
 		httpFilter(filterHeaderMutation, p.any(unmark)),
-		httpFilter(filterExtProc, p.any(processor(t, set))),
+		httpFilter(filterExtProc, p.any(processor(p, t))),
 		httpFilter(filterGuard, p.any(&luav3.Lua{DefaultSourceCode: inlineString(guardCode(t.Name))})),
 		httpFilter(filterUpstreamCodec, p.any(&codecv3.UpstreamCodec{})),
 	}, nil
@@ -58,7 +60,7 @@ func removeAll() *mutationv3.HeaderMutation {
 
 // processor is the ext_proc filter: one message per attempt, and a refusal
 // whenever there is no answer.
-func processor(t target, _ *policy.Set) *extprocv3.ExternalProcessor {
+func processor(p *packed, t target) *extprocv3.ExternalProcessor {
 	ours := &extprocv3.MetadataOptions_MetadataNamespaces{Untyped: []string{MetadataNamespace}}
 	read := ours
 	if t.proof() == policy.ProofMCPFilter {
@@ -69,6 +71,7 @@ func processor(t target, _ *policy.Set) *extprocv3.ExternalProcessor {
 			TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{ClusterName: ProcessorCluster}},
 			InitialMetadata: identity(t),
 			Timeout:         seconds(messageTimeout),
+			RetryPolicy:     askAgain(p),
 		},
 		MessageTimeout: seconds(messageTimeout),
 		ProcessingMode: &extprocv3.ProcessingMode{
@@ -89,6 +92,22 @@ func processor(t target, _ *policy.Set) *extprocv3.ExternalProcessor {
 		onBodies(f)
 	}
 	return f
+}
+
+// askAgain has another server decide when the one that was asked is gone before it
+// answered. Nothing was lent by then, so that no call is at risk: what one did and
+// could not tell is on its record, and is done again.
+func askAgain(p *packed) *corev3.RetryPolicy {
+	return &corev3.RetryPolicy{
+		RetryOn:      "reset", // connections that fail or are refused included
+		NumRetries:   u32(3),
+		RetryBackOff: &corev3.BackoffStrategy{BaseInterval: seconds(10 * time.Millisecond), MaxInterval: seconds(100 * time.Millisecond)},
+		RetryHostPredicate: []*corev3.RetryPolicy_RetryHostPredicate{{
+			Name:       "envoy.retry_host_predicates.previous_hosts",
+			ConfigType: &corev3.RetryPolicy_RetryHostPredicate_TypedConfig{TypedConfig: p.any(&previousv3.PreviousHostsPredicate{})},
+		}},
+		HostSelectionRetryMaxAttempts: 3,
+	}
 }
 
 // answers says whether the headers of answers are sent, which tell how a call ended
