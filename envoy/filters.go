@@ -28,7 +28,7 @@ func httpFilter(name string, config *anypb.Any) *hcmv3.HttpFilter {
 
 // upstreamFilters is the chain of one upstream's cluster. The order is the point:
 // the mark goes, the server may set it, the guard demands it.
-func upstreamFilters(p *packed, t target, set *policy.Set) ([]*hcmv3.HttpFilter, error) {
+func upstreamFilters(p *packed, t target) ([]*hcmv3.HttpFilter, error) {
 	if strings.ContainsAny(t.Name, "\"\\\r\n]") {
 		return nil, fmt.Errorf("name %q cannot be written into the guard", t.Name)
 	}
@@ -37,11 +37,11 @@ func upstreamFilters(p *packed, t target, set *policy.Set) ([]*hcmv3.HttpFilter,
 	// the filters below leaves the chain at once.
 	unmark.Mutations.ResponseMutations = []*mutationv3.HeaderMutation{removeHeader(ReasonHeader)}
 	unmark.Mutations.ResponseTrailersMutations = []*mutationv3.HeaderMutation{removeHeader(ReasonHeader)}
-	return append(askingFilters(p, t, set, unmark), httpFilter(filterUpstreamCodec, p.any(&codecv3.UpstreamCodec{}))), nil
+	return append(askingFilters(p, t, unmark), httpFilter(filterUpstreamCodec, p.any(&codecv3.UpstreamCodec{}))), nil
 }
 
 // askingFilters are the filters that ask and hold a request to the answer.
-func askingFilters(p *packed, t target, set *policy.Set, unmark *headerv3.HeaderMutation) []*hcmv3.HttpFilter {
+func askingFilters(p *packed, t target, unmark *headerv3.HeaderMutation) []*hcmv3.HttpFilter {
 	return []*hcmv3.HttpFilter{
 		httpFilter(filterHeaderMutation, p.any(unmark)),
 		httpFilter(filterExtProc, p.any(processor(p, t))),

@@ -25,7 +25,6 @@ const counted = `
 version: 1
 server: {listen: "unix://{{.Socket}}", admin: "{{.Admin}}", drain_delay: 100ms}
 envoy: {listen: {{.Listen}}}
-audit: {file: {{.Dir}}/audit.jsonl}
 callers:
   anyone: {any: true}
   robot: {key: {sha256: {{.KeySum}}}}

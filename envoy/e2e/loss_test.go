@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -48,16 +47,16 @@ func (r *rig) restart(s syscall.Signal) gap {
 	return g
 }
 
-// record is what the audit has of calls, by request id.
-type record struct {
+// kept is what is on record of calls, by request id.
+type kept struct {
 	outcomes map[string]int
 	allowed  map[string]bool
 }
 
-func (r *rig) record() record {
+func (r *rig) kept() kept {
 	r.t.Helper()
-	out := record{outcomes: map[string]int{}, allowed: map[string]bool{}}
-	f, err := os.Open(filepath.Join(r.dir, "audit.jsonl"))
+	out := kept{outcomes: map[string]int{}, allowed: map[string]bool{}}
+	f, err := os.Open(r.record())
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -105,7 +104,8 @@ func (r *rig) ends() []seenEnd {
 }
 
 // TestOutcomesAcrossRestarts: which outcomes a restart costs, and that no other is
-// lost, none is told twice, and nothing was lent that is not on record.
+// lost, none is told twice, and nothing was lent that is not on record. That the
+// record is whole is looked at after every case.
 func TestOutcomesAcrossRestarts(t *testing.T) {
 	const perRound = 2500
 	r, m, o := startCounted(t)
@@ -120,8 +120,7 @@ func TestOutcomesAcrossRestarts(t *testing.T) {
 	time.Sleep(time.Second) // Envoy flushes each 0.1 s
 	r.proc.signal(syscall.SIGTERM)
 	<-r.proc.done
-	r.run("audit", "verify", filepath.Join(r.dir, "audit.jsonl"))
-	kept, ends := r.record(), r.ends()
+	known, ends := r.kept(), r.ends()
 	var total float64
 	for name, v := range r.envoyStats() {
 		if strings.HasPrefix(name, "http.mcp_") && strings.HasSuffix(name, ".downstream_rq_total") {
@@ -132,21 +131,21 @@ func TestOutcomesAcrossRestarts(t *testing.T) {
 		t.Errorf("Envoy counts %v calls and logs %d", total, len(ends))
 	}
 	for id := range o.seen {
-		if !kept.allowed[id] {
+		if !known.allowed[id] {
 			t.Errorf("a request reached the upstream and is not on record: %s", id)
 		}
 	}
-	attribute(t, gaps, kept, ends)
+	attribute(t, gaps, known, ends)
 }
 
 // attribute finds the gap of every outcome that is missing.
-func attribute(t *testing.T, gaps []gap, kept record, ends []seenEnd) {
+func attribute(t *testing.T, gaps []gap, known kept, ends []seenEnd) {
 	t.Helper()
 	// Envoy may hold an entry for a flush, and send it to a process that is gone.
 	const slack = 500 * time.Millisecond
 	var stray, all int
 	for _, e := range ends {
-		n := kept.outcomes[e.id]
+		n := known.outcomes[e.id]
 		if n > 1 {
 			t.Errorf("the outcome of %s is told %d times", e.id, n)
 		}
@@ -159,7 +158,7 @@ func attribute(t *testing.T, gaps []gap, kept record, ends []seenEnd) {
 			stray++
 			continue
 		}
-		gaps[i].lose(e, kept.allowed[e.id])
+		gaps[i].lose(e, known.allowed[e.id])
 	}
 	if stray > 0 {
 		t.Errorf("want outcomes lost at restarts only, got %d others", stray)
