@@ -22,7 +22,7 @@ import (
 const protocolOptions = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 
 // clusters returns the server's cluster, then one per upstream.
-func clusters(set *policy.Set, ups []target, opt Options) ([]*clusterv3.Cluster, error) {
+func clusters(ups []target, opt Options) ([]*clusterv3.Cluster, error) {
 	processor, err := processorCluster(opt)
 	if err != nil {
 		return nil, err
