@@ -243,4 +243,3 @@ func TestUnsafeIsAcceptedByEnvoy(t *testing.T) {
 		}
 	}
 }
-
