@@ -27,16 +27,29 @@ func TestCheckFindsNothingInRendered(t *testing.T) {
 }
 
 func TestCheckFindsNothingInGoodFiles(t *testing.T) {
-	b, err := os.ReadFile("testdata/good/downstream.yaml")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, f := range check(t, b, nil) {
-		t.Error(f)
+	tools := set(upstream("tools", "https://tools.company.com/mcp", withMTLS))
+	texts := map[string][]byte{}
+	for name, s := range map[string]*policy.Set{"downstream.yaml": nil, "upstream.yaml": tools} {
+		b, err := os.ReadFile("testdata/good/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range check(t, b, s) {
+			t.Error(f)
+		}
+		texts[name] = b
 	}
 	binary := realenvoy.Require(t)
-	if err := realenvoy.Validate(t.Context(), binary, "testdata/good/downstream.yaml"); err != nil {
-		t.Error(err)
+	dir := t.TempDir()
+	t.Chdir(dir)
+	writePairs(t, dir)
+	for name, b := range texts {
+		if err := os.WriteFile(name, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := realenvoy.Validate(t.Context(), binary, name); err != nil {
+			t.Error(err)
+		}
 	}
 }
 
@@ -189,7 +202,7 @@ func brokenListener() []broken {
 		{"retry-replays", route + "route/retry_policy/retry_on", "retriable-status-codes,reset"},
 		{"retry-replays", route + "route/retry_policy/retriable_status_codes", "[401, 503]"},
 		{"retry-too-often", route + "route/retry_policy/num_retries", "3"},
-		{"retry-replays", vhost + "retry_policy", "{retry_on: gateway-error}"},
+		{"", vhost + "retry_policy", "{retry_on: gateway-error}"}, // each route has its own
 		{"no-retry", route + "route/retry_policy", ""},
 		{"hedged", route + "route/hedge_policy", "{hedge_on_per_try_timeout: true}"},
 		{"authorization-removed", route + "request_headers_to_remove", "[Authorization]"},
@@ -372,6 +385,21 @@ func TestCheckAnswersInAListener(t *testing.T) {
 	} {
 		if got := has(tc.set, tc.id, tc.changes...); got != tc.want {
 			t.Errorf("%s: %s: want %v, got %v", name, tc.id, tc.want, got)
+		}
+	}
+}
+
+// TestCheckWhatARouteInherits: a virtual host's retries and hedges hold for the routes
+// without their own.
+func TestCheckWhatARouteInherits(t *testing.T) {
+	s := breakable()
+	text := edit(t, render(t, s, envoy.Options{}), broken{"", route + "route/retry_policy", ""})
+	for _, b := range []broken{
+		{"no-retry retry-replays", vhost + "retry_policy", "{retry_on: gateway-error}"},
+		{"hedged no-retry", vhost + "hedge_policy", "{hedge_on_per_try_timeout: true}"},
+	} {
+		if got := idsOf(check(t, edit(t, text, b), s)); got != b.ids {
+			t.Errorf("want %q, got %q", b.ids, got)
 		}
 	}
 }
