@@ -125,10 +125,13 @@ func enforces(g filter, name string) bool {
 	})
 }
 
-// isGuardCode reports whether the code that a route gives a Lua filter is a guard of
-// ours. One for another upstream refuses everything.
-func isGuardCode(config tree) bool {
+// isOurCode reports whether the code that a route gives a Lua filter is ours: what turns
+// a 401 into a 502, or a guard. One for another upstream refuses everything.
+func isOurCode(config tree) bool {
 	code := config.get("source_code", "inline_string").str()
+	if code == rejectedCode() {
+		return true
+	}
 	_, rest, _ := strings.Cut(code, `mark ~= "`)
 	name, _, ok := strings.Cut(rest, `"`)
 	return ok && enforces(filter{config: config}, name)

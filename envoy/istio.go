@@ -128,7 +128,7 @@ func newIstio(set *policy.Set, opt IstioOptions) (*istio, error) {
 	if err := fitting(set); err != nil {
 		return nil, err
 	}
-	m := &istio{IstioOptions: opt.withDefaults(), set: set, w: &writer{left: istioComments(), merged: true}}
+	m := &istio{IstioOptions: opt.withDefaults(), set: set, w: &writer{left: istioComments(opt.RouteLevel), merged: true}}
 	if err := m.listen(); err != nil {
 		return nil, err
 	}
@@ -162,17 +162,22 @@ func newIstio(set *policy.Set, opt IstioOptions) (*istio, error) {
 
 // istioComments are the remarks on what Envoy is told, less those that are not so in a
 // mesh.
-func istioComments() []comment {
+func istioComments(routeLevel bool) []comment {
 	all := slices.Concat(clusterComments(), listenerComments(), filterComments())
 	all = slices.DeleteFunc(all, func(c comment) bool {
 		return c.at == "typed_config.early_header_mutation_extensions" || c.at == "http_filters.disabled" || c.at == "typed_config.use_remote_address"
 	})
-	return append(all,
+	all = append(all,
+		comment{"value.disabled", "Off, but for routes that say otherwise."},
 		comment{"typed_config.early_header_mutation_extensions", "Only envoy-mcp-auth may set this mark; see the guard."},
 		comment{"typed_config.use_remote_address", "x-envoy-* headers of a caller (retries, timeouts) are taken off, and no\nx-forwarded-for is trusted."},
 		comment{"route.timeout", "No limit on a whole answer: SSE streams last. A VirtualService cannot say so."},
-		comment{"value.disabled", "Off, but for routes that say otherwise."},
 	)
+	converts := comment{"typed_config.default_source_code", "An upstream's last 401 is about our credential, and a caller can do nothing about it:\nit becomes a 502 with a reason, so that no client starts a login."}
+	if routeLevel { // there, no guard comes before it
+		return append([]comment{converts}, all...)
+	}
+	return append(all, converts)
 }
 
 // listen reads where the program is. In a mesh it listens on loopback, behind its own
@@ -208,6 +213,9 @@ func (m *istio) meshed(t target) (meshTarget, error) {
 	}
 	if t.Listen != "" {
 		return meshTarget{}, errors.New("envoy.listen: a mesh has no listener for it; take it out: paths pass unchanged here")
+	}
+	if t.proof() == policy.ProofMCPFilter {
+		return meshTarget{}, errors.New("tools.proof: Istio's proxy is not known to have Envoy's mcp filter; write proof: body")
 	}
 	if m.Gateway == "" && onlyMTLS([]target{t}) {
 		return meshTarget{}, errors.New("its callers prove themselves by certificate alone, and a sidecar is called without one by its own application; use --gateway, where the caller's sidecar shows its own, or give it a caller of kind key or jwt")

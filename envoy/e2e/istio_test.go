@@ -2,7 +2,9 @@ package e2e_test
 
 import (
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -241,5 +243,37 @@ func TestIstioFailsClosed(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestIstioRejected: an upstream's last 401 is our 502, whatever it looks like, and its
+// challenge does not reach the caller.
+func TestIstioRejected(t *testing.T) {
+	bodies := map[string]func(http.ResponseWriter){
+		"nothing": func(http.ResponseWriter) {},
+		"text":    func(w http.ResponseWriter) { _, _ = io.WriteString(w, strings.Repeat("no ", 1000)) },
+		"streamed": func(w http.ResponseWriter) {
+			_, _ = io.WriteString(w, "event: message\n\n")
+			_ = http.NewResponseController(w).Flush()
+			_, _ = io.WriteString(w, "data: no\n\n")
+		},
+	}
+	for _, proxy := range []string{"sidecar", "route"} {
+		r := newRig(t, inMesh(twelve))
+		endpoint := r.istio(proxy)
+		for what, body := range bodies {
+			t.Run(proxy+"/"+what, func(t *testing.T) {
+				r.up("alpha").answerFunc(func(w http.ResponseWriter, _ *http.Request) {
+					w.Header().Set("Www-Authenticate", `Bearer realm="elsewhere"`)
+					w.WriteHeader(http.StatusUnauthorized)
+					body(w)
+				})
+				got, _ := r.through(endpoint, "alpha", toolCall("harmless"), asRobot())
+				got.refused(t, http.StatusBadGateway, "upstream_rejected")
+				if got.header.Get("Www-Authenticate") != "" {
+					t.Error("the upstream's challenge reached the caller")
+				}
+			})
+		}
 	}
 }
