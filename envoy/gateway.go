@@ -184,8 +184,7 @@ func gatewayHeader(patched bool) string {
 # This attachment decides in the listener's filter chain, once per call. So, other
 # than with --patch-policies or with "render envoy":
 #   - a call with a token that was revoked fails with a 502, and the next has a new one;
-#   - trailers of a caller go on (HTTP/2), and the mark x-mcp-auth-guard, which is the
-#     upstream's name and no secret, reaches the upstream;
+#   - trailers of a caller go on (HTTP/2);
 #   - every request header is sent to envoy-mcp-auth, not only those that it reads;
 #   - the upstream learns by x-forwarded-host which host the caller asked for.
 `

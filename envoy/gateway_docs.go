@@ -169,10 +169,13 @@ func (p *gatewayPlan) ask(l gatewayLeg) document {
 		"failOpen": false, "messageTimeout": messageTimeout.String(), "processingMode": mode,
 		"metadata": object{"accessibleNamespaces": []string{MetadataNamespace}, "writableNamespaces": []string{MetadataNamespace}},
 	}}}
-	return document{
-		"Envoy asks about each call to upstream " + l.Name + ". No answer, a late one, or an error is a\nrefusal. Envoy's own 200 ms would be shorter than one token request.",
-		l.named("EnvoyExtensionPolicy", spec),
+	why := "Envoy asks about each call to upstream " + l.Name + ". No answer, a late one, or an error is a\nrefusal. Envoy's own 200 ms would be shorter than one token request."
+	for i := range l.route.Spec.Rules {
+		if _, mark := l.removes(i); !mark && !p.opt.Patch {
+			why += fmt.Sprintf("\nTo keep the mark from the upstream, add to rule %d of HTTPRoute %s the filter\n{type: RequestHeaderModifier, requestHeaderModifier: {remove: [%s]}}.", i, l.route, GuardHeader)
+		}
 	}
+	return document{why, l.named("EnvoyExtensionPolicy", spec)}
 }
 
 // guard refuses a request that this program did not mark for the upstream.

@@ -117,6 +117,10 @@ func (l *gatewayLeg) patchRoutes(all *patches, name string) {
 	for i, cluster := range l.clusters() {
 		at := "$..routes[?(@.route.cluster == '" + cluster + "')]"
 		all.add(xdsRoutes, name, at, "/route/append_x_forwarded_host", false)
+		if others, mark := l.removes(i); mark {
+			// The guard of the cluster needs the mark, and takes it off.
+			all.add(xdsRoutes, name, at, "/request_headers_to_remove", append([]string{}, others...))
+		}
 		modified := slices.ContainsFunc(l.route.Spec.Rules[i].Filters, func(f gatewayFilter) bool { return f.Type == "ResponseHeaderModifier" })
 		if !l.keepsChallenge() && !modified {
 			all.add(xdsRoutes, name, at, "/response_headers_to_remove", []string{challengeHeader})

@@ -44,7 +44,10 @@ type gatewayResource struct {
 
 // gatewayFilter is a filter of an HTTPRoute's rule.
 type gatewayFilter struct {
-	Type string `yaml:"type"`
+	Type                  string `yaml:"type"`
+	RequestHeaderModifier struct {
+		Remove []string `yaml:"remove"`
+	} `yaml:"requestHeaderModifier"`
 }
 
 // String is NAMESPACE/NAME.
@@ -131,6 +134,21 @@ func (l *gatewayLeg) sound() error {
 		}
 	}
 	return nil
+}
+
+// removes returns the request headers that a rule of the route takes off, and whether
+// our mark is among them.
+func (l *gatewayLeg) removes(rule int) (others []string, mark bool) {
+	for _, f := range l.route.Spec.Rules[rule].Filters {
+		for _, name := range f.RequestHeaderModifier.Remove {
+			if strings.EqualFold(name, GuardHeader) {
+				mark = true
+				continue
+			}
+			others = append(others, name)
+		}
+	}
+	return others, mark
 }
 
 // clusters are the names that Envoy Gateway gives to the clusters of the route.
