@@ -12,6 +12,7 @@ VERSION ?= $(shell git describe --tags --always --dirty)
 # Both print where the program is, and install it first when need be.
 PARTS = ENVOY="$$(tools/install envoy)" && LITELLM="$$(tools/install litellm)" && MOTO="$$(tools/install moto)" && export ENVOY LITELLM MOTO
 PARTS += && REDIS="$$(tools/install redis)" && export REDIS
+PARTS += && RATELIMIT="$$(tools/install ratelimit)" && export RATELIMIT
 PARTS += && CONFORMANCE="$$(tools/install conformance)" && export CONFORMANCE
 PARTS += && HELM="$$(tools/build helm)" && KUBECONFORM="$$(tools/build kubeconform)" && export HELM KUBECONFORM
 PARTS += && PROMTOOL="$$(tools/install promtool)" && export PROMTOOL
@@ -83,7 +84,7 @@ fuzz: ## Run every fuzz target for FUZZTIME (60s; FUZZ="FuzzJWS …" for some)
 vuln: ## Look for known vulnerabilities in what the binary uses
 	tools/vuln
 
-deps: ## Install the real Envoy, LiteLLM, moto and Redis into .cache/
+deps: ## Install the real Envoy, LiteLLM and the other parts into .cache/
 	@tools/install envoy
 	@tools/install litellm
 	@tools/install moto

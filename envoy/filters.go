@@ -1,6 +1,7 @@
 package envoy
 
 import (
+	"cmp"
 	"fmt"
 	"regexp"
 	"slices"
@@ -29,20 +30,29 @@ func upstreamFilters(p *packed, t target, set *policy.Set) ([]*hcmv3.HttpFilter,
 	if strings.ContainsAny(t.Name, "\"\\\r\n]") {
 		return nil, fmt.Errorf("name %q cannot be written into the guard", t.Name)
 	}
-	unmark := &headerv3.HeaderMutation{Mutations: &headerv3.Mutations{
-		RequestMutations:         []*mutationv3.HeaderMutation{removeHeader(GuardHeader)},
-		RequestTrailersMutations: []*mutationv3.HeaderMutation{removeAll()},
-		// Only what the upstream answers comes this way. A refusal by one of
-		// the filters below leaves the chain at once.
-		ResponseMutations:         []*mutationv3.HeaderMutation{removeHeader(ReasonHeader)},
-		ResponseTrailersMutations: []*mutationv3.HeaderMutation{removeHeader(ReasonHeader)},
-	}}
+	unmark := unmarking()
+	// Only what the upstream answers comes this way. A refusal by one of
+	// the filters below leaves the chain at once.
+	unmark.Mutations.ResponseMutations = []*mutationv3.HeaderMutation{removeHeader(ReasonHeader)}
+	unmark.Mutations.ResponseTrailersMutations = []*mutationv3.HeaderMutation{removeHeader(ReasonHeader)}
+	return append(askingFilters(p, t, set, unmark), httpFilter(filterUpstreamCodec, p.any(&codecv3.UpstreamCodec{}))), nil
+}
+
+// askingFilters are the filters that ask and hold a request to the answer.
+func askingFilters(p *packed, t target, set *policy.Set, unmark *headerv3.HeaderMutation) []*hcmv3.HttpFilter {
 	return []*hcmv3.HttpFilter{
 		httpFilter(filterHeaderMutation, p.any(unmark)),
 		httpFilter(filterExtProc, p.any(processor(t, set))),
 		httpFilter(filterGuard, p.any(&luav3.Lua{DefaultSourceCode: inlineString(guardCode(t.Name))})),
-		httpFilter(filterUpstreamCodec, p.any(&codecv3.UpstreamCodec{})),
-	}, nil
+	}
+}
+
+// unmarking takes off what the server alone may set, and trailers.
+func unmarking() *headerv3.HeaderMutation {
+	return &headerv3.HeaderMutation{Mutations: &headerv3.Mutations{
+		RequestMutations:         []*mutationv3.HeaderMutation{removeHeader(GuardHeader)},
+		RequestTrailersMutations: []*mutationv3.HeaderMutation{removeAll()},
+	}}
 }
 
 // removeAll takes every trailer of a request off. The server is not asked about
@@ -66,7 +76,7 @@ func processor(t target, _ *policy.Set) *extprocv3.ExternalProcessor {
 	}
 	f := &extprocv3.ExternalProcessor{
 		GrpcService: &corev3.GrpcService{
-			TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{ClusterName: ProcessorCluster}},
+			TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{ClusterName: cmp.Or(t.asks, ProcessorCluster)}},
 			InitialMetadata: identity(t),
 			Timeout:         seconds(messageTimeout),
 		},

@@ -70,13 +70,13 @@ func RenderGateway(set *policy.Set, opt GatewayOptions) ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-// document is an object of Kubernetes, and why it is there.
-type document struct {
+// gatewayDocument is an object of Kubernetes, and why it is there.
+type gatewayDocument struct {
 	why    string
-	object object
+	object manifest
 }
 
-type object = map[string]any
+type manifest = map[string]any
 
 // gatewayPlan is what is attached, and to what.
 type gatewayPlan struct {
@@ -132,12 +132,12 @@ func newGatewayPlan(set *policy.Set, opt GatewayOptions) (*gatewayPlan, error) {
 
 // documents are all of them, in the order in which they are best applied: at no
 // moment is a route open that was not before.
-func (p *gatewayPlan) documents() ([]document, error) {
+func (p *gatewayPlan) documents() ([]gatewayDocument, error) {
 	backend, err := p.backend()
 	if err != nil {
 		return nil, err
 	}
-	all := []document{backend}
+	all := []gatewayDocument{backend}
 	if grant, needed := p.grant(); needed {
 		all = append(all, grant)
 	}

@@ -15,70 +15,70 @@ const (
 )
 
 // named is an object of ours.
-func named(api, kind, namespace, name string, spec object) object {
-	return object{"apiVersion": api, "kind": kind, "metadata": object{"name": name, "namespace": namespace}, "spec": spec}
+func named(api, kind, namespace, name string, spec manifest) manifest {
+	return manifest{"apiVersion": api, "kind": kind, "metadata": manifest{"name": name, "namespace": namespace}, "spec": spec}
 }
 
-func (l *gatewayLeg) named(kind string, spec object) object {
-	spec["targetRefs"] = []object{{"group": "gateway.networking.k8s.io", "kind": "HTTPRoute", "name": l.route.Metadata.Name}}
+func (l *gatewayLeg) named(kind string, spec manifest) manifest {
+	spec["targetRefs"] = []manifest{{"group": "gateway.networking.k8s.io", "kind": "HTTPRoute", "name": l.route.Metadata.Name}}
 	return named(gatewayAPI, kind, l.route.Metadata.Namespace, l.policyName(), spec)
 }
 
 func (l *gatewayLeg) policyName() string { return gatewayName + "-" + l.route.Metadata.Name }
 
 // backend is the way to this program.
-func (p *gatewayPlan) backend() (document, error) {
+func (p *gatewayPlan) backend() (gatewayDocument, error) {
 	host, addr, err := processorAddress(p.opt.Processor)
 	if err != nil {
-		return document{}, fmt.Errorf("server.listen: %w", err)
+		return gatewayDocument{}, fmt.Errorf("server.listen: %w", err)
 	}
-	spec := object{"appProtocols": []string{gatewayGroup + "/h2c"}}
+	spec := manifest{"appProtocols": []string{gatewayGroup + "/h2c"}}
 	if pipe := addr.GetPipe(); pipe != nil {
-		spec["endpoints"] = []object{{"unix": object{"path": pipe.GetPath()}}}
-		return document{
+		spec["endpoints"] = []manifest{{"unix": manifest{"path": pipe.GetPath()}}}
+		return gatewayDocument{
 			"Where envoy-mcp-auth is: a socket in the pod of Envoy. Assumed: it runs there as a\nsidecar, in a volume that both have (EnvoyProxy, spec.provider.kubernetes).",
 			named(gatewayAPI, "Backend", p.opt.Namespace, gatewayName, spec),
 		}, nil
 	}
 	if ip, err := netip.ParseAddr(host); host == "localhost" || err == nil && (ip.IsLoopback() || ip.IsUnspecified()) {
-		return document{}, fmt.Errorf("server.listen is %q, which Envoys in other pods cannot reach; say where they do with --processor HOST:PORT", p.opt.Processor)
+		return gatewayDocument{}, fmt.Errorf("server.listen is %q, which Envoys in other pods cannot reach; say where they do with --processor HOST:PORT", p.opt.Processor)
 	}
 	if p.opt.ProcessorTLS == nil {
-		return document{}, fmt.Errorf("%s is another host, and the policy has no server.tls: callers' credentials would be read on the way; add the block, or use a Unix socket", p.opt.Processor)
+		return gatewayDocument{}, fmt.Errorf("%s is another host, and the policy has no server.tls: callers' credentials would be read on the way; add the block, or use a Unix socket", p.opt.Processor)
 	}
-	spec["endpoints"] = []object{endpointAt(host, addr.GetSocketAddress().GetPortValue())}
+	spec["endpoints"] = []manifest{endpointAt(host, addr.GetSocketAddress().GetPortValue())}
 	delete(spec, "appProtocols") // TLS says it by ALPN
-	secret := object{"group": "", "kind": "Secret", "name": p.opt.Secret}
-	spec["tls"] = object{"caCertificateRefs": []object{secret}, "clientCertificateRef": secret, "sni": host, "alpnProtocols": []string{"h2"}}
-	return document{
+	secret := manifest{"group": "", "kind": "Secret", "name": p.opt.Secret}
+	spec["tls"] = manifest{"caCertificateRefs": []manifest{secret}, "clientCertificateRef": secret, "sni": host, "alpnProtocols": []string{"h2"}}
+	return gatewayDocument{
 		"Where envoy-mcp-auth is. Assumed: Secret " + p.opt.Namespace + "/" + p.opt.Secret + " holds tls.crt and tls.key,\nby which Envoy proves itself (server.tls.client_ca), and in ca.crt the authority of\nthe server's own certificate, which is for " + host + ".",
 		named(gatewayAPI, "Backend", p.opt.Namespace, gatewayName, spec),
 	}, nil
 }
 
-func endpointAt(host string, port uint32) object {
+func endpointAt(host string, port uint32) manifest {
 	if _, err := netip.ParseAddr(host); err == nil {
-		return object{"ip": object{"address": host, "port": port}}
+		return manifest{"ip": manifest{"address": host, "port": port}}
 	}
-	return object{"fqdn": object{"hostname": host, "port": port}}
+	return manifest{"fqdn": manifest{"hostname": host, "port": port}}
 }
 
-func (p *gatewayPlan) backendRefs(from string) []object {
-	ref := object{"group": gatewayGroup, "kind": "Backend", "name": gatewayName}
+func (p *gatewayPlan) backendRefs(from string) []manifest {
+	ref := manifest{"group": gatewayGroup, "kind": "Backend", "name": gatewayName}
 	if from != p.opt.Namespace {
 		ref["namespace"] = p.opt.Namespace
 	}
-	return []object{ref}
+	return []manifest{ref}
 }
 
 // grant lets the other namespaces name the Backend.
-func (p *gatewayPlan) grant() (document, bool) {
-	var from []object
+func (p *gatewayPlan) grant() (gatewayDocument, bool) {
+	var from []manifest
 	seen := map[string]bool{}
 	add := func(kind, namespace string) {
 		if namespace != p.opt.Namespace && !seen[kind+namespace] {
 			seen[kind+namespace] = true
-			from = append(from, object{"group": gatewayGroup, "kind": kind, "namespace": namespace})
+			from = append(from, manifest{"group": gatewayGroup, "kind": kind, "namespace": namespace})
 		}
 	}
 	for _, l := range p.legs {
@@ -87,87 +87,87 @@ func (p *gatewayPlan) grant() (document, bool) {
 	for _, g := range p.gateways {
 		add("EnvoyProxy", g.Metadata.Namespace)
 	}
-	return document{"Lets the namespaces of your routes and gateways name the Backend.", named(
-		"gateway.networking.k8s.io/v1beta1", "ReferenceGrant", p.opt.Namespace, gatewayName, object{
-			"from": from, "to": []object{{"group": gatewayGroup, "kind": "Backend", "name": gatewayName}},
+	return gatewayDocument{"Lets the namespaces of your routes and gateways name the Backend.", named(
+		"gateway.networking.k8s.io/v1beta1", "ReferenceGrant", p.opt.Namespace, gatewayName, manifest{
+			"from": from, "to": []manifest{{"group": gatewayGroup, "kind": "Backend", "name": gatewayName}},
 		})}, len(from) > 0
 }
 
 // accessLog is the EnvoyProxy that sends us how calls ended.
-func (p *gatewayPlan) accessLog(g *gatewayResource) document {
+func (p *gatewayPlan) accessLog(g *gatewayResource) gatewayDocument {
 	name, why := gatewayName, "Assumed: Gateway "+g.String()+" has no EnvoyProxy yet. Name this one in\nits spec.infrastructure.parametersRef."
 	if ref := g.Spec.Infrastructure.ParametersRef; ref.Name != "" {
 		name, why = ref.Name, "Gateway "+g.String()+" names this EnvoyProxy: put the block into it, if you have it\nalready."
 	}
-	sink := object{"type": "ALS", "als": object{
+	sink := manifest{"type": "ALS", "als": manifest{
 		"type": "HTTP", "logName": MetadataNamespace, "backendRefs": p.backendRefs(g.Metadata.Namespace),
 		"backendSettings": processorSettings(),
-		"http":            object{"requestHeaders": []string{SessionHeader}, "responseHeaders": []string{ReasonHeader, SessionHeader}},
+		"http":            manifest{"requestHeaders": []string{SessionHeader}, "responseHeaders": []string{ReasonHeader, SessionHeader}},
 	}}
-	return document{"How calls ended, for envoy-mcp-auth: a token that an upstream refused is replaced, and\nwhom an upstream gave a session is learnt. " + why, named(
-		gatewayAPI, "EnvoyProxy", g.Metadata.Namespace, name, object{
-			"telemetry": object{"accessLog": object{"settings": []object{{"sinks": []object{sink}}}}},
+	return gatewayDocument{"How calls ended, for envoy-mcp-auth: a token that an upstream refused is replaced, and\nwhom an upstream gave a session is learnt. " + why, named(
+		gatewayAPI, "EnvoyProxy", g.Metadata.Namespace, name, manifest{
+			"telemetry": manifest{"accessLog": manifest{"settings": []manifest{{"sinks": []manifest{sink}}}}},
 		})}
 }
 
 // processorSettings are those of the cluster that leads to this program.
-func processorSettings() object {
-	return object{
+func processorSettings() manifest {
+	return manifest{
 		"circuitBreaker": circuitBreaker(),
-		"timeout":        object{"tcp": object{"connectTimeout": "250ms"}},
-		"healthCheck": object{
+		"timeout":        manifest{"tcp": manifest{"connectTimeout": "250ms"}},
+		"healthCheck": manifest{
 			"panicThreshold": 50,
-			"active":         object{"type": "GRPC", "grpc": object{}, "timeout": "1s", "interval": "1s", "unhealthyThreshold": 2, "healthyThreshold": 1},
-			"passive":        object{"interval": "1s", "baseEjectionTime": "1s", "consecutive5XxErrors": 5},
+			"active":         manifest{"type": "GRPC", "grpc": manifest{}, "timeout": "1s", "interval": "1s", "unhealthyThreshold": 2, "healthyThreshold": 1},
+			"passive":        manifest{"interval": "1s", "baseEjectionTime": "1s", "consecutive5XxErrors": 5},
 		},
-		"http2": object{"connectionKeepalive": object{"interval": "30s", "timeout": "5s"}},
+		"http2": manifest{"connectionKeepalive": manifest{"interval": "30s", "timeout": "5s"}},
 	}
 }
 
-func circuitBreaker() object {
-	return object{"maxConnections": ceiling, "maxPendingRequests": ceiling, "maxParallelRequests": ceiling, "maxParallelRetries": ceiling}
+func circuitBreaker() manifest {
+	return manifest{"maxConnections": ceiling, "maxPendingRequests": ceiling, "maxParallelRequests": ceiling, "maxParallelRetries": ceiling}
 }
 
 // clientTraffic cleans requests up before anything reads them.
-func (p *gatewayPlan) clientTraffic(g *gatewayResource) document {
+func (p *gatewayPlan) clientTraffic(g *gatewayResource) gatewayDocument {
 	var ups []target
 	for _, l := range p.legs {
 		ups = append(ups, l.target)
 	}
 	// A caller's own count could pass for a second attempt, and be refused.
 	remove := append([]string{GuardHeader, attemptHeader}, misleadingHeaders()...)
-	return document{
+	return gatewayDocument{
 		"Requests are cleaned up before anything reads them: one spelling of a path and of a\nheader's name, no mark but ours. The buffer is how much of a body is kept for a second attempt, or read for tool rules.",
-		named(gatewayAPI, "ClientTrafficPolicy", g.Metadata.Namespace, gatewayName+"-"+g.Metadata.Name, object{
-			"targetRefs": []object{{"group": "gateway.networking.k8s.io", "kind": "Gateway", "name": g.Metadata.Name}},
-			"path":       object{"escapedSlashesAction": "RejectRequest"},
-			"headers": object{
-				"withUnderscoresAction": "RejectRequest", "xForwardedClientCert": object{"mode": "Sanitize"},
-				"earlyRequestHeaders": object{"remove": remove}, "host": object{"stripTrailingHostDot": true},
+		named(gatewayAPI, "ClientTrafficPolicy", g.Metadata.Namespace, gatewayName+"-"+g.Metadata.Name, manifest{
+			"targetRefs": []manifest{{"group": "gateway.networking.k8s.io", "kind": "Gateway", "name": g.Metadata.Name}},
+			"path":       manifest{"escapedSlashesAction": "RejectRequest"},
+			"headers": manifest{
+				"withUnderscoresAction": "RejectRequest", "xForwardedClientCert": manifest{"mode": "Sanitize"},
+				"earlyRequestHeaders": manifest{"remove": remove}, "host": manifest{"stripTrailingHostDot": true},
 			},
-			"timeout":    object{"http": object{"requestReceivedTimeout": "5m", "requestHeadersReceivedTimeout": "10s", "streamIdleTimeout": "1h"}},
-			"connection": object{"bufferLimit": quantity(buffers(ups...))},
+			"timeout":    manifest{"http": manifest{"requestReceivedTimeout": "5m", "requestHeadersReceivedTimeout": "10s", "streamIdleTimeout": "1h"}},
+			"connection": manifest{"bufferLimit": quantity(buffers(ups...))},
 		}),
 	}
 }
 
 // ask is the ext_proc filter of a route.
-func (p *gatewayPlan) ask(l gatewayLeg) document {
+func (p *gatewayPlan) ask(l gatewayLeg) gatewayDocument {
 	attributes := []string{"xds.route_name"}
 	if l.mtls() {
 		attributes = append(attributes, "connection.uri_san_peer_certificate", "connection.dns_san_peer_certificate")
 	}
-	mode := object{"request": object{"attributes": attributes}}
+	mode := manifest{"request": manifest{"attributes": attributes}}
 	if l.OutcomesFromHeaders {
-		mode["response"] = object{}
+		mode["response"] = manifest{}
 	}
 	if l.proof() == policy.ProofBody {
 		mode["allowModeOverride"] = true
 	}
-	spec := object{"extProc": []object{{
+	spec := manifest{"extProc": []manifest{{
 		"backendRefs": p.backendRefs(l.route.Metadata.Namespace), "backendSettings": processorSettings(),
 		"failOpen": false, "messageTimeout": messageTimeout.String(), "processingMode": mode,
-		"metadata": object{"accessibleNamespaces": []string{MetadataNamespace}, "writableNamespaces": []string{MetadataNamespace}},
+		"metadata": manifest{"accessibleNamespaces": []string{MetadataNamespace}, "writableNamespaces": []string{MetadataNamespace}},
 	}}}
 	why := "Envoy asks about each call to upstream " + l.Name + ". No answer, a late one, or an error is a\nrefusal. Envoy's own 200 ms would be shorter than one token request."
 	for i := range l.route.Spec.Rules {
@@ -175,31 +175,31 @@ func (p *gatewayPlan) ask(l gatewayLeg) document {
 			why += fmt.Sprintf("\nTo keep the mark from the upstream, add to rule %d of HTTPRoute %s the filter\n{type: RequestHeaderModifier, requestHeaderModifier: {remove: [%s]}}.", i, l.route, GuardHeader)
 		}
 	}
-	return document{why, l.named("EnvoyExtensionPolicy", spec)}
+	return gatewayDocument{why, l.named("EnvoyExtensionPolicy", spec)}
 }
 
 // guard refuses a request that this program did not mark for the upstream.
-func (l gatewayLeg) guard() document {
-	return document{
+func (l gatewayLeg) guard() gatewayDocument {
+	return gatewayDocument{
 		"The guard of upstream " + l.Name + ". A stream that ends without an error before a reply lets\nthe request through untouched, the caller's credentials included, even though\nfailOpen is false. Then the mark is missing.",
-		l.named("SecurityPolicy", object{"authorization": object{
+		l.named("SecurityPolicy", manifest{"authorization": manifest{
 			"defaultAction": "Deny",
-			"rules":         []object{{"name": "decided", "action": "Allow", "principal": object{"headers": []object{{"name": GuardHeader, "values": []string{l.Name}}}}}},
+			"rules":         []manifest{{"name": "decided", "action": "Allow", "principal": manifest{"headers": []manifest{{"name": GuardHeader, "values": []string{l.Name}}}}}},
 		}}),
 	}
 }
 
 // backendTraffic is how a route's calls go on.
-func (l gatewayLeg) backendTraffic() document {
-	spec := object{
-		"timeout":        object{"http": object{"requestTimeout": "0s", "streamIdleTimeout": "1h", "connectionIdleTimeout": "4s"}},
+func (l gatewayLeg) backendTraffic() gatewayDocument {
+	spec := manifest{
+		"timeout":        manifest{"http": manifest{"requestTimeout": "0s", "streamIdleTimeout": "1h", "connectionIdleTimeout": "4s"}},
 		"circuitBreaker": circuitBreaker(),
-		"connection":     object{"bufferLimit": quantity(buffers(l.target))},
+		"connection":     manifest{"bufferLimit": quantity(buffers(l.target))},
 	}
 	why := "Calls to upstream " + l.Name + ": streams last, and an idle connection ends before common\nservers end it."
-	var overrides []object
+	var overrides []manifest
 	if limit := l.bodyLimit(); limit > 0 {
-		spec["requestBuffer"] = object{"limit": quantity(limit)}
+		spec["requestBuffer"] = manifest{"limit": quantity(limit)}
 		overrides = append(overrides, overridden(policy.BodyTooLarge.Status(), "Local", policy.BodyTooLarge))
 		why += " Tool rules have the body read, up to tools.max_body."
 	}
@@ -207,32 +207,32 @@ func (l gatewayLeg) backendTraffic() document {
 		overrides = append(overrides, overridden(401, "Backend", policy.UpstreamRejected))
 		why += " Its last 401 is about our credential and\nbecomes a 502, so that no client starts a login."
 		if l.RetryOn401 {
-			spec["retry"] = object{
+			spec["retry"] = manifest{
 				"numRetries": 1,
-				"retryOn":    object{"triggers": []string{"retriable-status-codes"}, "httpStatusCodes": []int{401}},
-				"perRetry":   object{"backOff": object{"baseInterval": "25ms", "maxInterval": "25ms"}},
+				"retryOn":    manifest{"triggers": []string{"retriable-status-codes"}, "httpStatusCodes": []int{401}},
+				"perRetry":   manifest{"backOff": manifest{"baseInterval": "25ms", "maxInterval": "25ms"}},
 			}
 		}
 	}
 	if len(overrides) > 0 {
 		spec["responseOverride"] = overrides
 	}
-	return document{why, l.named("BackendTrafficPolicy", spec)}
+	return gatewayDocument{why, l.named("BackendTrafficPolicy", spec)}
 }
 
 // overridden puts our refusal in the place of an answer.
-func overridden(status int, source string, reason policy.Reason) object {
-	set := make([]object, 0, 2)
+func overridden(status int, source string, reason policy.Reason) manifest {
+	set := make([]manifest, 0, 2)
 	for _, h := range refusalHeaders(reason.String())[1:] {
-		set = append(set, object{"name": h.GetHeader().GetKey(), "value": h.GetHeader().GetValue()})
+		set = append(set, manifest{"name": h.GetHeader().GetKey(), "value": h.GetHeader().GetValue()})
 	}
-	return object{
-		"match":  object{"statusCodes": []object{{"type": "Value", "value": status}}},
+	return manifest{
+		"match":  manifest{"statusCodes": []manifest{{"type": "Value", "value": status}}},
 		"source": source,
-		"response": object{
+		"response": manifest{
 			"statusCode": reason.Status(), "contentType": "application/json",
-			"body":   object{"type": "Inline", "inline": strings.ReplaceAll(string(reason.Body(nil)), "%", "%%")},
-			"header": object{"set": set},
+			"body":   manifest{"type": "Inline", "inline": strings.ReplaceAll(string(reason.Body(nil)), "%", "%%")},
+			"header": manifest{"set": set},
 		},
 	}
 }

@@ -29,7 +29,7 @@ const (
 
 // patches collects the operations of an EnvoyPatchPolicy.
 type patches struct {
-	all []object
+	all []manifest
 	err error
 }
 
@@ -38,11 +38,11 @@ func (p *patches) add(kind, name, at, path string, value any) {
 	if m, ok := value.(proto.Message); ok {
 		value = p.plain(m)
 	}
-	operation := object{"op": "add", "path": path, "value": value}
+	operation := manifest{"op": "add", "path": path, "value": value}
 	if at != "" {
 		operation["jsonPath"] = at
 	}
-	p.all = append(p.all, object{"type": kind, "name": name, "operation": operation})
+	p.all = append(p.all, manifest{"type": kind, "name": name, "operation": operation})
 }
 
 // plain turns a message into what YAML is written from.
@@ -59,7 +59,7 @@ func (p *patches) plain(m proto.Message) any {
 }
 
 // patch is what Envoy Gateway has no words for.
-func (p *gatewayPlan) patch(g *gatewayResource) (document, error) {
+func (p *gatewayPlan) patch(g *gatewayResource) (gatewayDocument, error) {
 	var all patches
 	var counted []string
 	for _, l := range p.legs {
@@ -77,7 +77,7 @@ func (p *gatewayPlan) patch(g *gatewayResource) (document, error) {
 		for _, cluster := range l.clusters() {
 			filters, err := l.healingFilters(p.set)
 			if err != nil {
-				return document{}, err
+				return gatewayDocument{}, err
 			}
 			value := make([]any, len(filters))
 			for i, f := range filters {
@@ -86,10 +86,10 @@ func (p *gatewayPlan) patch(g *gatewayResource) (document, error) {
 			all.add(xdsCluster, cluster, "", "/typed_extension_protocol_options/"+protocolOptions+"/http_filters", value)
 		}
 	}
-	return document{
+	return gatewayDocument{
 		fmt.Sprintf("What Envoy Gateway has no words for, on Gateway %s. In the cluster of each upstream, Envoy\nasks again before a second attempt, so that a revoked token heals inside the call; the guard there\ndemands this upstream's mark, wherever a route leads, and takes it off; trailers end. In the\nlistener, only what a decision reads is sent, and only what the policy touches may change.\nAssumed: Envoy Gateway's own names of listeners (NAMESPACE/GATEWAY/LISTENER) and clusters\n(httproute/NAMESPACE/NAME/rule/N).", g),
-		named(gatewayAPI, "EnvoyPatchPolicy", g.Metadata.Namespace, gatewayName+"-"+g.Metadata.Name, object{
-			"targetRef": object{"group": "gateway.networking.k8s.io", "kind": "Gateway", "name": g.Metadata.Name},
+		named(gatewayAPI, "EnvoyPatchPolicy", g.Metadata.Namespace, gatewayName+"-"+g.Metadata.Name, manifest{
+			"targetRef": manifest{"group": "gateway.networking.k8s.io", "kind": "Gateway", "name": g.Metadata.Name},
 			"type":      "JSONPatch", "jsonPatches": all.all,
 		}),
 	}, all.err

@@ -103,8 +103,12 @@ func connectionManager(p *packed, name string, routes *routev3.RouteConfiguratio
 // earlyRemoval takes our own mark off before anything reads the request, and what
 // a caller could write to make an upstream believe in another host or path.
 func earlyRemoval(p *packed) *corev3.TypedExtensionConfig {
-	all := []*mutationv3.HeaderMutation{removeHeader(GuardHeader)}
-	for _, name := range misleadingHeaders() {
+	return takeOff(p, append([]string{GuardHeader}, misleadingHeaders()...)...)
+}
+
+func takeOff(p *packed, headers ...string) *corev3.TypedExtensionConfig {
+	var all []*mutationv3.HeaderMutation
+	for _, name := range headers {
 		all = append(all, removeHeader(name))
 	}
 	return &corev3.TypedExtensionConfig{

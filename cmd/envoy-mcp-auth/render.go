@@ -33,7 +33,7 @@ func newRender(st streams) *cobra.Command {
 		})
 	forEnvoy.Flags().BoolVar(&xds, "xds", false, "only the bootstrap of an Envoy that follows `serve --xds`")
 	forEnvoy.Flags().StringVar(&opt.Admin, "admin", "", "give Envoy an admin listener at this address; it has none otherwise")
-	cmd.AddCommand(forEnvoy, newGatewayRenderer(st),
+	cmd.AddCommand(forEnvoy, newGatewayRenderer(st), newRenderIstio(st),
 		newRenderer(st, "litellm", "The mcp_servers block of a LiteLLM configuration", envoy.RenderLiteLLM))
 	return cmd
 }
