@@ -8,7 +8,7 @@ import (
 // leg checks one route to a cluster of ours. asks is whether the listener's own
 // chain asks us, rather than the cluster's.
 func (c *checker) leg(hcm tree, l leg, asks bool) {
-	if at := l.vhost().get("include_request_attempt_count"); !at.yes() && c.countsAttempts(hcm, l, asks) {
+	if at := l.vhost().get("include_request_attempt_count"); !at.yes() && c.countsAttempts(hcm, l) {
 		c.report(at, problem{
 			"no-attempt-count", "include_request_attempt_count is not set", "A caller could write " + attemptHeader + " itself and claim to be on a second attempt", "set it to true on the virtual host",
 		})
@@ -37,7 +37,7 @@ func (c *checker) leg(hcm tree, l leg, asks bool) {
 
 // countsAttempts reports whether a filter of ours on this way goes by the number of the
 // attempt. Envoy Gateway's goes by none, once the caller's own is taken off.
-func (c *checker) countsAttempts(hcm tree, l leg, asks bool) bool {
+func (c *checker) countsAttempts(hcm tree, l leg) bool {
 	if slices.ContainsFunc(l.clusters(), func(name string) bool { return c.guarded[name] || c.healing[name] }) {
 		return true
 	}
@@ -159,8 +159,7 @@ func (c *checker) overrides(configs tree) {
 		switch {
 		case isProcessor:
 			c.processorOverride(off, inner)
-		case kind == "RBACPerRoute" && demandsMark(config):
-		case isGuard && (off.yes() || inner.get("disabled").yes() || kind == "LuaPerRoute" || kind == "RBACPerRoute"):
+		case isGuard && !demandsMark(config) && (off.yes() || inner.get("disabled").yes() || kind == "LuaPerRoute" || kind == "RBACPerRoute"):
 			c.report(entry, problem{
 				"guard-disabled", "the route switches the guard off or replaces it", "Requests that nobody decided on would pass", "remove the override",
 			})

@@ -82,7 +82,7 @@ type manifest = map[string]any
 type gatewayPlan struct {
 	set      *policy.Set
 	opt      GatewayOptions
-	legs     []gatewayLeg
+	legs     []*gatewayLeg
 	gateways []*gatewayResource // those that the routes name, in order of appearance
 }
 

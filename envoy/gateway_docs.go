@@ -152,7 +152,7 @@ func (p *gatewayPlan) clientTraffic(g *gatewayResource) gatewayDocument {
 }
 
 // ask is the ext_proc filter of a route.
-func (p *gatewayPlan) ask(l gatewayLeg) gatewayDocument {
+func (p *gatewayPlan) ask(l *gatewayLeg) gatewayDocument {
 	attributes := []string{"xds.route_name"}
 	if l.mtls() {
 		attributes = append(attributes, "connection.uri_san_peer_certificate", "connection.dns_san_peer_certificate")
@@ -169,17 +169,18 @@ func (p *gatewayPlan) ask(l gatewayLeg) gatewayDocument {
 		"failOpen": false, "messageTimeout": messageTimeout.String(), "processingMode": mode,
 		"metadata": manifest{"accessibleNamespaces": []string{MetadataNamespace}, "writableNamespaces": []string{MetadataNamespace}},
 	}}}
-	why := "Envoy asks about each call to upstream " + l.Name + ". No answer, a late one, or an error is a\nrefusal. Envoy's own 200 ms would be shorter than one token request."
+	var why strings.Builder
+	why.WriteString("Envoy asks about each call to upstream " + l.Name + ". No answer, a late one, or an error is a\nrefusal. Envoy's own 200 ms would be shorter than one token request.")
 	for i := range l.route.Spec.Rules {
 		if _, mark := l.removes(i); !mark && !p.opt.Patch {
-			why += fmt.Sprintf("\nTo keep the mark from the upstream, add to rule %d of HTTPRoute %s the filter\n{type: RequestHeaderModifier, requestHeaderModifier: {remove: [%s]}}.", i, l.route, GuardHeader)
+			fmt.Fprintf(&why, "\nTo keep the mark from the upstream, add to rule %d of HTTPRoute %s the filter\n{type: RequestHeaderModifier, requestHeaderModifier: {remove: [%s]}}.", i, l.route, GuardHeader)
 		}
 	}
-	return gatewayDocument{why, l.named("EnvoyExtensionPolicy", spec)}
+	return gatewayDocument{why.String(), l.named("EnvoyExtensionPolicy", spec)}
 }
 
 // guard refuses a request that this program did not mark for the upstream.
-func (l gatewayLeg) guard() gatewayDocument {
+func (l *gatewayLeg) guard() gatewayDocument {
 	return gatewayDocument{
 		"The guard of upstream " + l.Name + ". A stream that ends without an error before a reply lets\nthe request through untouched, the caller's credentials included, even though\nfailOpen is false. Then the mark is missing.",
 		l.named("SecurityPolicy", manifest{"authorization": manifest{
@@ -190,7 +191,7 @@ func (l gatewayLeg) guard() gatewayDocument {
 }
 
 // backendTraffic is how a route's calls go on.
-func (l gatewayLeg) backendTraffic() gatewayDocument {
+func (l *gatewayLeg) backendTraffic() gatewayDocument {
 	spec := manifest{
 		"timeout":        manifest{"http": manifest{"requestTimeout": "0s", "streamIdleTimeout": "1h", "connectionIdleTimeout": "4s"}},
 		"circuitBreaker": circuitBreaker(),

@@ -89,8 +89,8 @@ func (all gatewayResources) add(r gatewayResource) {
 }
 
 // leg finds the HTTPRoute that an upstream's envoy.route names, and its Gateways.
-func (all gatewayResources) leg(t target) (gatewayLeg, error) {
-	leg := gatewayLeg{target: t}
+func (all gatewayResources) leg(t target) (*gatewayLeg, error) {
+	leg := &gatewayLeg{target: t}
 	parts := strings.Split(t.Route, "/")
 	if len(parts) != 5 || parts[0] != "httproute" || parts[3] != "rule" || parts[4] != "*" {
 		return leg, fmt.Errorf(`envoy.route: want the routes of an HTTPRoute, got %q; write envoy: {route: "httproute/NAMESPACE/NAME/rule/*"}`, t.Route)
