@@ -75,6 +75,7 @@ type checker struct {
 	guarded, covered map[string]bool
 	healing          map[string]bool // clusters whose chain asks us before a second attempt alone
 	processorNames   map[string]tree // clusters that our filters call, and a place that does
+	guards           map[string]bool // names of filters that demand the mark
 	anyMarked        bool            // some ext_proc filter is clearly ours
 }
 

@@ -164,8 +164,13 @@ func (p *gatewayPlan) ask(l *gatewayLeg) gatewayDocument {
 	if l.proof() == policy.ProofBody {
 		mode["allowModeOverride"] = true
 	}
+	settings := processorSettings()
+	settings["retry"] = manifest{ // see askAgain
+		"numRetries": 3, "retryOn": manifest{"triggers": []string{"reset"}},
+		"perRetry": manifest{"backOff": manifest{"baseInterval": "10ms", "maxInterval": "100ms"}},
+	}
 	spec := manifest{"extProc": []manifest{{
-		"backendRefs": p.backendRefs(l.route.Metadata.Namespace), "backendSettings": processorSettings(),
+		"backendRefs": p.backendRefs(l.route.Metadata.Namespace), "backendSettings": settings,
 		"failOpen": false, "messageTimeout": messageTimeout.String(), "processingMode": mode,
 		"metadata": manifest{"accessibleNamespaces": []string{MetadataNamespace}, "writableNamespaces": []string{MetadataNamespace}},
 	}}}

@@ -17,8 +17,6 @@ import (
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
-
-	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
 )
 
 const (
@@ -67,7 +65,7 @@ func (p *gatewayPlan) patch(g *gatewayResource) (gatewayDocument, error) {
 			continue
 		}
 		for _, name := range l.listeners(g) {
-			l.patchListener(&all, name, p.set)
+			l.patchListener(&all, name)
 			if !slices.Contains(counted, name) {
 				counted = append(counted, name)
 				all.add(xdsRoutes, name, "$.virtual_hosts[*]", "/include_request_attempt_count", true)
@@ -75,7 +73,7 @@ func (p *gatewayPlan) patch(g *gatewayResource) (gatewayDocument, error) {
 			l.patchRoutes(&all, name)
 		}
 		for _, cluster := range l.clusters() {
-			filters, err := l.healingFilters(p.set)
+			filters, err := l.healingFilters()
 			if err != nil {
 				return gatewayDocument{}, err
 			}
@@ -102,9 +100,10 @@ func (l *gatewayLeg) extProcName() string {
 }
 
 // patchListener narrows what the route's filter sends and what a reply may change.
-func (l *gatewayLeg) patchListener(all *patches, name string, set *policy.Set) {
+func (l *gatewayLeg) patchListener(all *patches, name string) {
 	at := "$..http_filters[?(@.name == '" + filterExtProc + "/" + l.extProcName() + "')].typed_config"
-	ours := processor(l.target, set)
+	var pack packed // what is packed here always can be
+	ours := processor(&pack, l.target)
 	all.add(xdsListener, name, at, "/mutation_rules", ours.GetMutationRules())
 	all.add(xdsListener, name, at, "/route_cache_action", ours.GetRouteCacheAction().String())
 	if rules := ours.GetForwardRules(); rules != nil {
@@ -130,9 +129,9 @@ func (l *gatewayLeg) patchRoutes(all *patches, name string) {
 
 // healingFilters is the chain of a cluster behind the filter of a route. The first
 // attempt was decided before it came here, and has our mark.
-func (l *gatewayLeg) healingFilters(set *policy.Set) ([]*hcmv3.HttpFilter, error) {
+func (l *gatewayLeg) healingFilters() ([]*hcmv3.HttpFilter, error) {
 	var p packed
-	plain, err := upstreamFilters(&p, l.target, set)
+	plain, err := upstreamFilters(&p, l.target)
 	if err != nil {
 		return nil, err
 	}
@@ -141,7 +140,7 @@ func (l *gatewayLeg) healingFilters(set *policy.Set) ([]*hcmv3.HttpFilter, error
 		ResponseMutations:         []*mutationv3.HeaderMutation{removeHeader(ReasonHeader)},
 		ResponseTrailersMutations: []*mutationv3.HeaderMutation{removeHeader(ReasonHeader)},
 	}}
-	ask := processor(l.target, set)
+	ask := processor(&p, l.target)
 	ask.GrpcService.TargetSpecifier = &corev3.GrpcService_EnvoyGrpc_{EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{ClusterName: l.extProcName()}}
 	// The cluster has a name of Envoy Gateway's, and the policy one of its own.
 	ask.RequestAttributes = slices.DeleteFunc(ask.GetRequestAttributes(), func(a string) bool { return a == "xds.cluster_name" })

@@ -129,7 +129,7 @@ func TestCheckNamesWhatIsUnsafe(t *testing.T) {
 	for name, tc := range map[string]struct{ file, old, changed, want string }{
 		"failOpen: true":                     {"xds.yaml", "allowModeOverride: true\n", "allowModeOverride: true\n                      failureModeAllow: true\n", "failure-mode-allow"},
 		"no EnvoyExtensionPolicy on a route": {"xds.yaml", "                " + extension, "                x/" + extension, "challenge-relayed no-attempt-count no-filter"},
-		"no SecurityPolicy on a route":       {"xds.yaml", "onNoMatch:\n                        action:\n                          name: default\n", "onNoMatch:\n                        none:\n                          name: default\n", "guard-disabled no-guard"},
+		"no SecurityPolicy on a route":       {"xds.yaml", "onNoMatch:\n                        action:\n                          name: default\n", "onNoMatch:\n                        none:\n                          name: default\n", "no-guard"},
 		"another upstream's mark":            {"xds.yaml", "exact: crm\n", "exact: wiki\n", "guard-other-upstream"},
 		"the default messageTimeout":         {"xds.yaml", "messageTimeout: 2s\n", "messageTimeout: 0.200s\n", "message-timeout"},
 		"no metadata to read":                {"xds.yaml", "forwardingNamespaces:\n", "others:\n", "no-forwarding-namespace"},
