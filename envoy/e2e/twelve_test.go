@@ -38,6 +38,7 @@ func attachments() []attachment {
 			r.startEnvoy(r.render())
 			return shared(r)
 		}},
+		{name: "render envoy --patch", start: func(r *rig) func(string) string { return patched(r, free(r.t)) }},
 		{name: "serve --xds", start: func(r *rig) func(string) string {
 			r.follow()
 			return shared(r)
@@ -47,6 +48,8 @@ func attachments() []attachment {
 		{name: "Istio, sidecar, route level", policy: inMesh, start: func(r *rig) func(string) string { return r.istio("route") }},
 		{name: "Istio, egress gateway", policy: inMesh, start: func(r *rig) func(string) string { return r.istio("gateway") }},
 		{name: "Istio, egress gateway, route level", policy: inMesh, start: func(r *rig) func(string) string { return r.istio("gateway-route") }},
+		{name: "Envoy Gateway", policy: gatewayPolicy, start: gateway("xds.yaml")},
+		{name: "Envoy Gateway, --patch-policies", policy: gatewayPolicy, start: gateway("xds-patched.yaml")},
 	}
 }
 
