@@ -28,7 +28,9 @@ func (a *app) view() *admin.View {
 	for i := range report.Upstreams {
 		v.Upstreams = append(v.Upstreams, viewUpstream(&report.Upstreams[i]))
 	}
-	v.Parts = viewParts(report, a.reload.set.Load())
+	set := a.reload.set.Load()
+	viewWatch(v, &report.Watch, set)
+	v.Parts = viewParts(report, set)
 	return v
 }
 

@@ -153,14 +153,23 @@ func newRig(t *testing.T, text string, change ...func(*rig)) *rig {
 	r.policy = filepath.Join(dir, "policy.yaml")
 	r.write("beta.secret", betaSecret+"\n")
 	r.write("fixed.secret", fixedKey+"\n")
-	// Every case is on record, and what is on record is looked at after it.
-	r.write("policy.yaml", r.fill(text)+"\naudit: {file: "+r.record()+"}\n")
+	r.write("policy.yaml", r.recorded(text))
 	t.Cleanup(r.finish)
 	return r
 }
 
 // record is the path of the audit log.
 func (r *rig) record() string { return filepath.Join(r.dir, "audit.jsonl") }
+
+// recorded is a policy with an audit log, unless it says something of that itself:
+// what a case leaves on record is looked at after it.
+func (r *rig) recorded(text string) string {
+	text = r.fill(text)
+	if strings.Contains(text, "\naudit:") {
+		return text
+	}
+	return "audit: {file: " + r.record() + "}\n" + text
+}
 
 // start runs the whole line for a policy.
 func start(t *testing.T, text string) *rig {
