@@ -27,7 +27,7 @@ const (
 	demoDir      = "../demo"
 	fullDir      = "full"
 	files        = "${FILES:-" + demoDir + "}" // chosen in .env
-	user         = "65532:65532" // of distroless images
+	user         = "65532:65532"               // of distroless images
 )
 
 type file struct {
