@@ -65,9 +65,13 @@ func (c *checker) processors() {
 			chains = append(chains, m.hcm.get("http_filters"))
 		}
 	}
+	c.guards = map[string]bool{}
 	for _, chain := range chains {
 		for _, f := range filters(chain) {
 			c.anyMarked = c.anyMarked || f.kind == "ExternalProcessor" && marked(f)
+			if watches(f) && f.config.mentions(GuardHeader) {
+				c.guards[f.entry.get("name").str()] = true
+			}
 		}
 	}
 	for _, cl := range c.clusters {

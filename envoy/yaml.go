@@ -75,13 +75,19 @@ func (w *writer) remark(path string) string {
 // spellOut writes down the zero values that decide about safety. protojson leaves
 // them out, and a reader should not have to know Envoy's defaults by heart.
 func spellOut(n *yaml.Node, merged bool) {
+	say := func(key, value string) {
+		if k, _ := entryOf(n, key); k == nil {
+			n.Content = append(n.Content, plain(key), plain(value))
+		}
+	}
 	switch {
 	case strings.HasSuffix(scalar(n, "@type"), ".ExternalProcessor"):
-		n.Content = append(n.Content, plain("failure_mode_allow"), plain("false"))
+		say("failure_mode_allow", "false")
 	case scalar(n, "request_header_mode") != "":
-		n.Content = append(n.Content, plain("request_body_mode"), plain("NONE"), plain("response_body_mode"), plain("NONE"))
+		say("request_body_mode", "NONE")
+		say("response_body_mode", "NONE")
 	case strings.HasSuffix(scalar(n, "@type"), ".HttpConnectionManager") && !merged:
-		n.Content = append(n.Content, plain("forward_client_cert_details"), plain("SANITIZE"))
+		say("forward_client_cert_details", "SANITIZE")
 	}
 }
 

@@ -149,6 +149,9 @@ func (w *Watch) Admit(_ context.Context, d *extproc.Decision) (policy.Reason, ti
 	if wait := w.throttles.admit(now, s.name, who); wait > 0 {
 		return policy.RateLimited, wait
 	}
+	if s.alone {
+		who = 0 // there are no others to leave a probe to
+	}
 	if passes, wait := s.breaker.admit(now, &s.rules.Breaker, d, who); !passes {
 		return policy.UpstreamDisabled, wait
 	}
