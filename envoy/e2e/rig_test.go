@@ -88,6 +88,9 @@ type rig struct {
 	env  []string // further variables of the program
 	lent []string // further credentials that nobody may read but an upstream of its own
 
+	unread []string                 // further texts that nobody may read but upstreams
+	media  map[string]func() string // further places where somebody else can read
+
 	mu      sync.Mutex
 	answers bytes.Buffer // all that callers were told
 	told    []string     // paths of further logs to scan

@@ -64,7 +64,7 @@ func reexec(t *testing.T) bool {
 	if exec.CommandContext(t.Context(), "unshare", append(unshare, "true")...).Run() != nil {
 		return false
 	}
-	cmd := exec.CommandContext(t.Context(), "unshare", append(unshare, os.Args[0], "-test.run=^TestFullRunsNatively$", "-test.v", "-test.timeout=15m")...)
+	cmd := exec.CommandContext(t.Context(), "unshare", append(unshare, os.Args[0], "-test.run=^TestFullRunsNatively$", "-test.v", "-test.timeout=18m")...)
 	cmd.Env = append(os.Environ(), isolated+"=1")
 	out, err := cmd.CombinedOutput()
 	if t.Logf("%s", out); err != nil {
@@ -268,7 +268,8 @@ func launch(t *testing.T, argv []string, dir string, env []string, log string) *
 // healthy returns when the check ends with status 0.
 func (p *process) healthy(t *testing.T, check, env []string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute) // 120 times 2 s
+	// More than the 4 minutes in containers: Keycloak's image is built in part.
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
 	for {
 		cmd := exec.CommandContext(ctx, check[0], check[1:]...)
