@@ -87,6 +87,7 @@ func clusterComments() []comment {
 func filterComments() []comment {
 	return []comment{
 		{"typed_config.grpc_service", "initial_metadata names the upstream. A caller cannot touch it, unlike a header."},
+		{"grpc_service.retry_policy", "A server that is gone before it answered: another one is asked, when there is one.\nNothing was lent by then."},
 		{"typed_config.failure_mode_allow", "No answer is a refusal."},
 		{"typed_config.processing_mode", "One message per attempt: the request's headers. Where the policy says outcomes:\nresponse_headers, those of the answer make a second one."},
 		{"typed_config.allow_mode_override", "Tool rules need the body of a POST. envoy-mcp-auth asks for it, and may ask for\nnothing else."},

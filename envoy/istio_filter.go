@@ -90,7 +90,7 @@ func (m *istio) processorPatch(p *packed) list {
 // clusterPatch puts the chain into an upstream's cluster. Istio puts a map's entry in
 // the place of its own, so the protocol is said here too.
 func (m *istio) clusterPatch(p *packed, t meshTarget) (object, error) {
-	chain, err := upstreamFilters(p, t.target, m.set)
+	chain, err := upstreamFilters(p, t.target)
 	if err != nil {
 		return nil, err
 	}
@@ -207,7 +207,7 @@ func (m *istio) ownHeaders() []string {
 // An answer of ours passes all filters of a listener, so the one that takes an
 // upstream's reasons off is the route here.
 func (m *istio) routeFilters(p *packed, t meshTarget) []*hcmv3.HttpFilter {
-	chain := askingFilters(p, t.target, m.set, unmarking())
+	chain := askingFilters(p, t.target, unmarking())
 	for _, f := range chain {
 		f.Name += "/" + t.Name
 		disabled(f)

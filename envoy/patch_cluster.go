@@ -75,7 +75,7 @@ func (p *patcher) move(from tree, key string, into *yaml.Node, as string) {
 // chainOf makes the chain of a cluster that of its upstream.
 func (p *patcher) chainOf(options tree, t target) {
 	var pk packed
-	own, err := upstreamFilters(&pk, t, p.set)
+	own, err := upstreamFilters(&pk, t)
 	if err != nil || pk.err != nil {
 		p.fail(fmt.Errorf("upstream %q: %w", t.Name, cmpErr(err, pk.err)))
 		return

@@ -88,8 +88,8 @@ func (l *letter) signed() bool {
 	return l.header.Get("Webhook-Signature") == "v1,"+base64.StdEncoding.EncodeToString(mac.Sum(nil))
 }
 
-// breakerOf reads /status.
-func (p *processor) breakerOf(upstream string) string {
+// breaker reads the state of alpha's breaker in /status.
+func (p *processor) breaker() string {
 	var st struct {
 		Watch struct {
 			Upstreams []struct {
@@ -101,7 +101,7 @@ func (p *processor) breakerOf(upstream string) string {
 	_, text := p.get("/status")
 	_ = json.Unmarshal([]byte(text), &st)
 	for _, u := range st.Watch.Upstreams {
-		if u.Name == upstream {
+		if u.Name == "alpha" {
 			return u.Breaker.State
 		}
 	}
@@ -138,7 +138,7 @@ func TestWatchLine(t *testing.T) {
 		}
 		beta()
 	}
-	if got := r.proc.breakerOf("alpha"); got != "closed" || len(hook.letters()) > 0 {
+	if got := r.proc.breaker(); got != "closed" || len(hook.letters()) > 0 {
 		t.Fatalf("want nothing told while all is well, got %q, %v", got, hook.letters())
 	}
 
@@ -187,7 +187,7 @@ func TestWatchLine(t *testing.T) {
 
 	r.up("alpha").answerFunc(fine)
 	r.eventually("alpha is back", 30*time.Second, func() bool {
-		return r.post("/alpha/mcp", "{}", key...).status == http.StatusOK && r.proc.breakerOf("alpha") == "closed"
+		return r.post("/alpha/mcp", "{}", key...).status == http.StatusOK && r.proc.breaker() == "closed"
 	})
 	for range 10 {
 		if got := r.post("/alpha/mcp", "{}", key...); got.status != http.StatusOK {
@@ -211,9 +211,9 @@ func TestWatchLine(t *testing.T) {
 func TestWatchOneCaller(t *testing.T) {
 	const evilKey = "key-of-another-CNRY"
 	sum := sha256.Sum256([]byte(evilKey))
-	r, hook, _, _ := startWatched(t, strings.Replace(strings.Replace(watched,
+	r, hook, _, _ := startWatched(t, strings.ReplaceAll(strings.Replace(watched,
 		"defaults: {callers: [robot]}", "  evil: {key: {sha256: "+hex.EncodeToString(sum[:])+"}}\ndefaults: {callers: [robot, evil]}", 1),
-		"do: [alert, disable]}", "do: [alert, disable, throttle]}", -1))
+		"do: [alert, disable]}", "do: [alert, disable, throttle]}"))
 	robot := func(when string) {
 		t.Helper()
 		if got := r.post("/alpha/mcp", "{}", "x-mcp-auth-key", callerKey); got.status != http.StatusOK {
@@ -241,7 +241,7 @@ func TestWatchOneCaller(t *testing.T) {
 	for range 20 {
 		robot("after crashes")
 	}
-	if got := r.proc.breakerOf("alpha"); got != "closed" {
+	if got := r.proc.breaker(); got != "closed" {
 		t.Errorf("want it on, got %q", got)
 	}
 }
@@ -276,8 +276,8 @@ func TestWatchReload(t *testing.T) {
 		t.Errorf("want it on again, got %v", got)
 	}
 	reload(strings.Replace(text, "  alpha:\n", "  alpha:\n    disabled: true\n", 1))
-	if !off() || r.proc.breakerOf("alpha") != "disabled" {
-		t.Errorf("want it off by hand, got %q", r.proc.breakerOf("alpha"))
+	if !off() || r.proc.breaker() != "disabled" {
+		t.Errorf("want it off by hand, got %q", r.proc.breaker())
 	}
 	if got := r.post("/beta/mcp", "{}", key...); got.status != http.StatusOK {
 		t.Errorf("beta: %v", got)
