@@ -44,7 +44,7 @@ func TestFullRunsNatively(t *testing.T) {
 		return
 	}
 	s := newStack(t)
-	for _, name := range []string{"keycloak", "redis", "ratelimit", "auth", "protected", "open", "keycloak-server", "envoy-mcp-auth", "envoy", "litellm"} {
+	for _, name := range []string{"keycloak", "redis", "ratelimit", "auth", "protected", "open", "alerts", "keycloak-server", "envoy-mcp-auth", "envoy", "litellm"} {
 		s.up(name)
 	}
 	s.calls()
@@ -100,7 +100,7 @@ func newStack(t *testing.T) *stack {
 	s.programs = map[string]string{
 		"envoy": realenvoy.Require(t), "litellm": reallitellm.Require(t), "ratelimit": realratelimit.Require(t),
 		"envoy-mcp-auth": filepath.Join(s.bin, "envoy-mcp-auth"),
-		"auth":           servers, "protected": servers, "open": servers, "keycloak-server": servers,
+		"auth":           servers, "protected": servers, "open": servers, "alerts": servers, "keycloak-server": servers,
 	}
 	// Both are looked for on PATH, by the command of redis and by its check.
 	if err := os.Symlink(realredis.Require(t), filepath.Join(s.bin, "redis-server")); err != nil {
