@@ -19,7 +19,7 @@ func env(name string) (string, bool) {
 	if strings.HasSuffix(name, "_SHA256") {
 		return strings.Repeat("5e", 32), true
 	}
-	return "made-up", true
+	return strings.Repeat("made-up-", 5), true
 }
 
 // kinds of files, by a key that only they have.
