@@ -38,6 +38,7 @@ func attachments() []attachment {
 			r.startEnvoy(r.render())
 			return shared(r)
 		}},
+		{name: "render envoy --patch", start: func(r *rig) func(string) string { return patched(r, free(r.t)) }},
 		{name: "serve --xds", start: func(r *rig) func(string) string {
 			r.follow()
 			return shared(r)
