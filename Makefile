@@ -15,6 +15,7 @@ PARTS += && REDIS="$$(tools/install redis)" && export REDIS
 PARTS += && RATELIMIT="$$(tools/install ratelimit)" && export RATELIMIT
 PARTS += && CONFORMANCE="$$(tools/install conformance)" && export CONFORMANCE
 PARTS += && HELM="$$(tools/build helm)" && KUBECONFORM="$$(tools/build kubeconform)" && export HELM KUBECONFORM
+PARTS += && DOCKERFILE="$$(tools/build dockerfile)" && export DOCKERFILE
 PARTS += && PROMTOOL="$$(tools/install promtool)" && export PROMTOOL
 PARTS += && CHROMIUM="$$(tools/install chromium)" && export CHROMIUM
 GOTESTSUM = $(TOOL) gotestsum --format pkgname -- -race -count=1 -timeout 20m -p $(P)
@@ -99,6 +100,7 @@ deps: ## Install the real Envoy, LiteLLM and the other parts into .cache/
 	@tools/install promtool
 	@tools/build helm
 	@tools/build kubeconform
+	@tools/build dockerfile
 	@tools/install chromium
 
 relock: ## Write the locks of the real parts anew from tools/versions.env
