@@ -73,7 +73,9 @@ func newProtected(log *lines) *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return serve(cmd.Context(), log, "protected", listen, "/mcp", func(url string) (http.Handler, error) {
 				cfg.JWKSURL = orDefault(cfg.JWKSURL, cfg.Issuer+"/jwks")
-				cfg.RevocationURL = orDefault(cfg.RevocationURL, cfg.Issuer+"/revoked")
+				if !cmd.Flags().Changed("revocation-url") {
+					cfg.RevocationURL = cfg.Issuer + "/revoked"
+				}
 				cfg.Audience = orDefault(cfg.Audience, url)
 				cfg.Now = time.Now
 				return mcpserver.NewProtected(cfg)
@@ -84,7 +86,7 @@ func newProtected(log *lines) *cobra.Command {
 	f.StringVar(&listen, "listen", "127.0.0.1:9001", "address to listen on")
 	f.StringVar(&cfg.Issuer, "issuer", "http://127.0.0.1:9000", "issuer of the tokens")
 	f.StringVar(&cfg.JWKSURL, "jwks-url", "", "where the issuer's keys are (default ISSUER/jwks)")
-	f.StringVar(&cfg.RevocationURL, "revocation-url", "", "where to ask about a token (default ISSUER/revoked)")
+	f.StringVar(&cfg.RevocationURL, "revocation-url", "", "where to ask about a token, empty for nowhere (default ISSUER/revoked)")
 	f.StringVar(&cfg.Audience, "audience", "", "audience of the tokens (default http://LISTEN/mcp)")
 	f.StringVar(&cfg.Scope, "scope", "mcp.read", "scope that a token must have")
 	return cmd
