@@ -220,7 +220,7 @@ func (c *recordedCase) compare(t *testing.T, want int, calls map[string]call) {
 		}
 		o, last := got.outcomes[0], got.decisions[c.decisions-1]
 		if !o.Decided || o.Upstream != c.upstream || o.Reason != c.reason || o.Status != c.status ||
-			o.Attempts != c.attempts || o.Refusal != c.refusal || o.Reset != c.leaves {
+			o.Attempts != c.attempts || o.Refusal != c.refusal || o.Reset != c.leaves || o.Left != c.leaves {
 			t.Errorf("%s: want %+v, got %+v", id, *c, o)
 		}
 		if o.Token != last.Token || o.Caller != last.Caller || o.Seq < last.Seq {

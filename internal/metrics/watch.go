@@ -19,6 +19,11 @@ func NewWatch(registry prometheus.Registerer, off func(yield func(upstream strin
 			Help: "Messages to receivers of alerts by kind and result: ok, refused (not taken, whatever the time), gave_up and dropped are ends; retried is an attempt that failed.",
 		}, []string{"kind", "result"}),
 	}
+	for _, kind := range []string{"webhook", "slack", "alertmanager"} {
+		for _, result := range []string{"ok", "refused", "gave_up", "dropped", "retried"} {
+			w.deliveries.WithLabelValues(kind, result) // from 0 on, as in Metrics.XDS
+		}
+	}
 	registry.MustRegister(w.alerts, w.deliveries, offCollector{off, prometheus.NewDesc("mcp_auth_upstream_disabled",
 		"1 while calls to the upstream are refused with upstream_disabled, by the watch or by disabled: true, probes aside; else 0.", []string{"upstream"}, nil)})
 	return w
