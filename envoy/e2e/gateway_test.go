@@ -1,6 +1,7 @@
 package e2e_test
 
 import (
+	"io"
 	"net/http"
 	"os"
 	"strings"
@@ -278,4 +279,42 @@ func list(v any) (all []tree) {
 		}
 	}
 	return all
+}
+
+// TestC1_EnvoyGatewayTrailers: what docs/envoy-gateway.md says about trailers, and what
+// else the two forms pass on.
+func TestC1_EnvoyGatewayTrailers(t *testing.T) {
+	for file, passes := range map[string]bool{"xds.yaml": true, "xds-patched.yaml": false} {
+		t.Run(file, func(t *testing.T) {
+			r := newRig(t, gatewayPolicy(twelve))
+			gateway(file)(r)
+			trailer := make(chan string, 1)
+			r.up("alpha").answerFunc(func(w http.ResponseWriter, req *http.Request) {
+				_, _ = io.Copy(io.Discard, req.Body)
+				trailer <- req.Trailer.Get("X-Trail")
+				w.Header().Set("Www-Authenticate", `Bearer error="insufficient_scope"`)
+				w.WriteHeader(http.StatusForbidden)
+			})
+			req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, r.url+"/tickets/mcp", io.MultiReader(strings.NewReader("{}")))
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.Header.Set("X-Mcp-Auth-Key", callerKey)
+			req.Trailer = http.Header{"X-Trail": {"went"}}
+			resp, err := h2c().Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_ = resp.Body.Close()
+			if got := <-trailer; resp.StatusCode != http.StatusForbidden || (got == "went") != passes {
+				t.Errorf("want trailers passed: %t, got %q with %d", passes, got, resp.StatusCode)
+			}
+			if got := resp.Header.Get("Www-Authenticate"); (got != "") != passes {
+				t.Errorf("want a challenge passed: %t, got %q", passes, got)
+			}
+			if got := r.up("alpha").take()[0].Header.Get("X-Forwarded-Host"); (got != "") != passes {
+				t.Errorf("want x-forwarded-host passed: %t, got %q", passes, got)
+			}
+		})
+	}
 }
