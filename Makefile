@@ -101,6 +101,7 @@ deps: ## Install the real Envoy, LiteLLM and the other parts into .cache/
 	@tools/install redis
 	@tools/install conformance
 	@tools/install promtool
+	@tools/install ratelimit
 	@tools/build helm
 	@tools/build kubeconform
 	@tools/build dockerfile
