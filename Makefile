@@ -21,7 +21,7 @@ GOTESTSUM = $(TOOL) gotestsum --format pkgname -- -race -count=1 -timeout 20m -p
 GOTEST = $(PARTS) && $(GOTESTSUM)
 
 .DEFAULT_GOAL := help
-.PHONY: e2e-keycloak conformance versions
+.PHONY: e2e-keycloak e2e-gateway conformance versions
 .PHONY: help build test soak lint fmt check generated e2e demo bench compare fuzz vuln golden generate deps relock clean
 
 help: ## Show this list
@@ -43,6 +43,11 @@ e2e-keycloak: ## Run the tests against the real Keycloak (needs Maven and Java 1
 conformance: ## Run the MCP conformance suite directly and through the proxy, and compare
 	@ENVOY="$$(tools/install envoy)" && CONFORMANCE="$$(tools/install conformance)" && export ENVOY CONFORMANCE && \
 		$(GOTESTSUM) ./envoy/e2e/conformance
+
+e2e-gateway: ## Translate examples/envoy-gateway by Envoy Gateway's own code, and run the result (the first run builds egctl: about 15 minutes; WRITE=1 writes the translation)
+	@EGCTL="$$(tools/build egctl)" ENVOY="$$(tools/install envoy)" && export EGCTL ENVOY && \
+		go test -count=1 -timeout 10m ./examples/envoy-gateway $(if $(WRITE),-update) && \
+		go test -count=1 -timeout 10m -run 'TestAttachments/Envoy_Gateway' ./envoy/e2e
 
 versions: ## Run the contract's tests against every Envoy that is supported (WRITE=1 writes docs/versions.md)
 	@. tools/versions.env && for v in $$ENVOY_OTHER_VERSIONS; do own="$$own $$(tools/install envoy-$$v)" || exit; done && \

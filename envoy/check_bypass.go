@@ -55,7 +55,7 @@ func (c *checker) verdicts(root tree) {
 		if at := t.get("append", "header", "key"); strings.EqualFold(at.str(), GuardHeader) {
 			c.report(at, problem{"guard-forged", "a header mutation sets " + GuardHeader, "The guard would accept requests that nobody decided on", "take it out"})
 		}
-		if config, kind := t.config(); t.get("typed_config").ok() && kind == "ExternalProcessor" && !c.ours(filter{config: config, kind: kind}) {
+		if config, kind := t.config(); t.get("typed_config").ok() && kind == "ExternalProcessor" && !c.ours(filter{entry: t, config: config, kind: kind}) {
 			if at := config.get("metadata_options", "receiving_namespaces", "untyped"); slices.Contains(at.strs(), MetadataNamespace) {
 				c.report(at, p)
 			}

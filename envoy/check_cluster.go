@@ -12,11 +12,11 @@ func (c *checker) clusterChecks() {
 	for _, cl := range c.clusters {
 		name := cl.get("name").str()
 		up := c.upOf[name]
-		if !c.guarded[name] && up == nil {
+		if !c.guarded[name] && !c.healing[name] && up == nil {
 			continue
 		}
 		options := upstreamOptions(cl)
-		if c.guarded[name] {
+		if c.guarded[name] || c.healing[name] {
 			// Mutations before this chain do not count: a second attempt starts here.
 			c.chain(filters(options.get("http_filters")), true, false, up)
 		}
@@ -30,11 +30,7 @@ func (c *checker) clusterChecks() {
 
 // transport checks that the credential travels encrypted, to the right host.
 func (c *checker) transport(cl tree, up *target) {
-	sockets := []tree{cl.get("transport_socket")}
-	for _, m := range cl.get("transport_socket_matches").items() {
-		sockets = append(sockets, m.get("transport_socket"))
-	}
-	for _, socket := range sockets {
+	for _, socket := range sockets(cl) {
 		c.socket(cl, socket, up)
 	}
 }
@@ -222,7 +218,13 @@ func (c *checker) processorProtocol(cl tree) {
 }
 
 func (c *checker) processorTransport(cl tree) {
-	tls, kind := cl.get("transport_socket").config()
+	for _, socket := range sockets(cl) {
+		c.processorSocket(cl, socket)
+	}
+}
+
+func (c *checker) processorSocket(cl, socket tree) {
+	tls, kind := socket.config()
 	switch {
 	case kind == "UpstreamTlsContext":
 		c.verified(tls, false, "processor-unverified", "Callers' credentials are sent to whoever answers, and its word lets calls pass")

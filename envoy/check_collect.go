@@ -1,6 +1,9 @@
 package envoy
 
-import "strings"
+import (
+	"maps"
+	"strings"
+)
 
 // config is what Check found in a file.
 type config struct {
@@ -16,6 +19,9 @@ func collect(root tree) config {
 	if root.get("configs").ok() {
 		return collectDump(root)
 	}
+	if dumps := wrapped(root); len(dumps) > 0 {
+		return collectAll(dumps)
+	}
 	static := root.get("static_resources")
 	if !static.ok() { // a list of resources by itself
 		static = root
@@ -26,6 +32,29 @@ func collect(root tree) config {
 		clusters:  static.get("clusters").items(),
 		routes:    map[string]tree{},
 	}
+}
+
+// wrapped returns the dumps in what egctl prints: by gateway, or by namespace and pod.
+func wrapped(root tree) []tree {
+	var all []tree
+	for _, outer := range root.each() {
+		for _, inner := range outer.each() {
+			if inner.get("configs").ok() {
+				all = append(all, inner)
+			}
+		}
+	}
+	return all
+}
+
+func collectAll(dumps []tree) config {
+	cfg := collectDump(dumps[0])
+	for _, dump := range dumps[1:] {
+		more := collectDump(dump)
+		cfg.listeners, cfg.clusters = append(cfg.listeners, more.listeners...), append(cfg.clusters, more.clusters...)
+		maps.Copy(cfg.routes, more.routes)
+	}
+	return cfg
 }
 
 // collectDump reads a /config_dump. Its bootstrap repeats the static resources,

@@ -108,7 +108,7 @@ func (p *patcher) hygiene(name string, hcm tree) {
 		"path-not-normalized": true, "slashes-not-merged": true, "escaped-slashes": "REJECT_REQUEST", "host-port": true, "host-dot": true,
 		"underscores": "REJECT_REQUEST", "remote-address": true, "caller-certificate-header": "SANITIZE", "idle-timeout": "3600s",
 	}
-	for _, r := range managerRules() {
+	for _, r := range managerRules(tree{}) {
 		fix, known := fixes[r.id]
 		if !known || r.ok(hcm.get(r.keys...)) {
 			continue

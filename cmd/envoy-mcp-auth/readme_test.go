@@ -19,7 +19,7 @@ import (
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
 )
 
-var update = flag.Bool("update", false, "write the generated tables of the README anew")
+var update = flag.Bool("update", false, "write the generated parts of README.md and docs/audit.md anew")
 
 const readme = "../../README.md"
 
@@ -121,7 +121,7 @@ func between(t *testing.T, text []byte, name, table string) []byte {
 	begin, end := []byte("<!-- "+name+":begin"), []byte("<!-- "+name+":end -->")
 	from, to := bytes.Index(text, begin), bytes.Index(text, end)
 	if from < 0 || to < from {
-		t.Fatalf("README.md has no markers for the %s", name)
+		t.Fatalf("there are no markers for the %s", name)
 	}
 	from += bytes.IndexByte(text[from:], '\n') + 1
 	return slices.Concat(text[:from], []byte(table), text[to:])

@@ -145,7 +145,7 @@ func claim(token, name string) string {
 
 // secrets are all strings that nobody may read.
 func (r *rig) secrets() []string {
-	all := append([]string{canary, callerKey, alphaSecret, betaSecret, fixedKey}, r.lent...)
+	all := slices.Concat([]string{canary, callerKey, alphaSecret, betaSecret, fixedKey}, r.lent, r.unread)
 	for _, u := range r.facts.upstreams {
 		for _, token := range bearers(string(u.raw())) {
 			if parts := strings.Split(token, "."); len(parts) == 3 {
@@ -227,6 +227,9 @@ func (r *rig) channels() map[string]string {
 	for _, path := range r.told {
 		b, _ := os.ReadFile(path)
 		out[path] = string(b)
+	}
+	for name, text := range r.media {
+		out[name] = text()
 	}
 	for _, path := range r.records() {
 		b, _ := os.ReadFile(path)

@@ -42,6 +42,8 @@ func attachments() []attachment {
 			r.follow()
 			return shared(r)
 		}},
+		{name: "Envoy Gateway", policy: gatewayPolicy, start: gateway("xds.yaml")},
+		{name: "Envoy Gateway, --patch-policies", policy: gatewayPolicy, start: gateway("xds-patched.yaml")},
 	}
 }
 
