@@ -133,7 +133,12 @@ func compare(ctx context.Context, dir, binary string, opt options) error {
 		side{"empty ext_proc server", baseline.pid(), addr[1], "/empty/mcp"}); err != nil {
 		return err
 	}
-	_, most, err := memory(ours.pid())
+	return sayMost(ours)
+}
+
+// sayMost prints what memory the calls took.
+func sayMost(p *process) error {
+	_, most, err := memory(p.pid())
 	fmt.Printf("\nenvoy-mcp-auth had %.0f MiB of resident memory at most.\n", most) //nolint:forbidigo // this is the output
 	return err
 }
