@@ -15,13 +15,14 @@ PARTS += && REDIS="$$(tools/install redis)" && export REDIS
 PARTS += && RATELIMIT="$$(tools/install ratelimit)" && export RATELIMIT
 PARTS += && CONFORMANCE="$$(tools/install conformance)" && export CONFORMANCE
 PARTS += && HELM="$$(tools/build helm)" && KUBECONFORM="$$(tools/build kubeconform)" && export HELM KUBECONFORM
+PARTS += && DOCKERFILE="$$(tools/build dockerfile)" && export DOCKERFILE
 PARTS += && PROMTOOL="$$(tools/install promtool)" && export PROMTOOL
 PARTS += && CHROMIUM="$$(tools/install chromium)" && export CHROMIUM
 GOTESTSUM = $(TOOL) gotestsum --format pkgname -- -race -count=1 -timeout 20m -p $(P)
 GOTEST = $(PARTS) && $(GOTESTSUM)
 
 .DEFAULT_GOAL := help
-.PHONY: e2e-keycloak e2e-gateway conformance versions
+.PHONY: e2e-keycloak e2e-gateway e2e-istio conformance versions
 .PHONY: help build test soak lint fmt check generated e2e demo bench compare fuzz vuln golden generate deps relock clean
 
 help: ## Show this list
@@ -39,6 +40,9 @@ e2e: ## Run only the packages that start the real parts
 e2e-keycloak: ## Run the tests against the real Keycloak (needs Maven and Java 17; the first run takes 3 minutes)
 	@ENVOY="$$(tools/install envoy)" && KEYCLOAK="$$(tools/install keycloak)" && export ENVOY KEYCLOAK && \
 		$(GOTESTSUM) ./envoy/e2e/keycloak
+
+e2e-istio: ## Have Istio's own control plane read what render istio writes (WRITE=1 keeps what it makes of it; the first build takes long)
+	cd tools/istio && nice go test -vet=off -count=1 -timeout 40m . $(if $(WRITE),-update)
 
 conformance: ## Run the MCP conformance suite directly and through the proxy, and compare
 	@ENVOY="$$(tools/install envoy)" && CONFORMANCE="$$(tools/install conformance)" && export ENVOY CONFORMANCE && \
@@ -97,8 +101,10 @@ deps: ## Install the real Envoy, LiteLLM and the other parts into .cache/
 	@tools/install redis
 	@tools/install conformance
 	@tools/install promtool
+	@tools/install ratelimit
 	@tools/build helm
 	@tools/build kubeconform
+	@tools/build dockerfile
 	@tools/install chromium
 
 relock: ## Write the locks of the real parts anew from tools/versions.env

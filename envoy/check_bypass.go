@@ -125,6 +125,18 @@ func enforces(g filter, name string) bool {
 	})
 }
 
+// isOurCode reports whether the code that a route gives a Lua filter is ours: what turns
+// a 401 into a 502, or a guard. One for another upstream refuses everything.
+func isOurCode(config tree) bool {
+	code := config.get("source_code", "inline_string").str()
+	if code == rejectedCode() {
+		return true
+	}
+	_, rest, _ := strings.Cut(code, `mark ~= "`)
+	name, _, ok := strings.Cut(rest, `"`)
+	return ok && enforces(filter{config: config}, name)
+}
+
 // watches reports whether a filter of this kind, which names the mark, can be the
 // guard: taking the mark off, or noting that it is missing, refuses nothing.
 func watches(g filter) bool {

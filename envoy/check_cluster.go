@@ -66,8 +66,8 @@ func (c *checker) verified(tls tree, autoName bool, id, why string) {
 	if !validation.get("trusted_ca").ok() && !combined.get("validation_context_sds_secret_config").ok() && !validation.get("ca_certificate_provider_instance").ok() {
 		c.report(validation.get("trusted_ca"), problem{id, "there is no trusted_ca, so any certificate will do", why, "set validation_context.trusted_ca"})
 	}
-	for _, san := range validation.get("match_typed_subject_alt_names").items() {
-		if at := san.get("matcher", "safe_regex", "regex"); at.str() == ".*" || at.str() == ".+" {
+	for _, name := range subjectNames(validation) {
+		if at := name.get("safe_regex", "regex"); at.str() == ".*" || at.str() == ".+" {
 			c.report(at, problem{id, "any name in the certificate will do", why, "set matcher.exact to the host's name"})
 		}
 	}
@@ -78,6 +78,15 @@ func (c *checker) verified(tls tree, autoName bool, id, why string) {
 			id, "the name in the certificate is not checked", why, "set match_typed_subject_alt_names to the host's name",
 		})
 	}
+}
+
+// subjectNames are the matchers of names, as they are written today and as Istio does.
+func subjectNames(validation tree) []tree {
+	all := validation.get("match_subject_alt_names").items()
+	for _, san := range validation.get("match_typed_subject_alt_names").items() {
+		all = append(all, san.get("matcher"))
+	}
+	return all
 }
 
 func isLocal(host string) bool {

@@ -163,7 +163,7 @@ func (c *checker) overrides(configs tree) {
 		switch {
 		case isProcessor:
 			c.processorOverride(off, inner)
-		case isGuard && !demandsMark(config) && (off.yes() || inner.get("disabled").yes() || kind == "LuaPerRoute" || kind == "RBACPerRoute"):
+		case isGuard && !demandsMark(config) && (off.yes() || inner.get("disabled").yes() || kind == "LuaPerRoute" && !isOurCode(inner) || kind == "RBACPerRoute"):
 			c.report(entry, problem{
 				"guard-disabled", "the route switches the guard off or replaces it", "Requests that nobody decided on would pass", "remove the override",
 			})

@@ -55,6 +55,8 @@ type Line struct {
 	Attempts int `json:"attempts" kinds:"outcome"`
 	// Reset is whether the call ended without a whole answer.
 	Reset bool `json:"reset" kinds:"outcome"`
+	// Left is whether the caller's side ended it so.
+	Left bool `json:"left" kinds:"outcome"`
 	// Duration is how long the decision took, or the whole call, in seconds.
 	Duration float64 `json:"duration" kinds:"decision outcome"`
 	// Own is how long the decisions of the call took together, in seconds.
@@ -209,6 +211,9 @@ func appendOutcome(b []byte, o *extproc.Outcome, now time.Time) []byte {
 	f = strconv.AppendInt(f.key("attempts"), int64(o.Attempts), 10)
 	if o.Reset {
 		f = f.flag("reset", true)
+	}
+	if o.Left {
+		f = f.flag("left", true)
 	}
 	return f.seconds("duration", o.Took).
 		seconds("own", o.Own).
