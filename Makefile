@@ -48,7 +48,7 @@ conformance: ## Run the MCP conformance suite directly and through the proxy, an
 	@ENVOY="$$(tools/install envoy)" && CONFORMANCE="$$(tools/install conformance)" && export ENVOY CONFORMANCE && \
 		$(GOTESTSUM) ./envoy/e2e/conformance
 
-e2e-gateway: ## Translate examples/envoy-gateway by Envoy Gateway's own code, and run the result (the first run builds egctl: about 15 minutes; WRITE=1 writes the translation)
+e2e-gateway: ## Translate examples/envoy-gateway by Envoy Gateway's own code, and run the result (the first run builds egctl, which takes many minutes; WRITE=1 writes the translation)
 	@EGCTL="$$(tools/build egctl)" ENVOY="$$(tools/install envoy)" && export EGCTL ENVOY && \
 		go test -count=1 -timeout 10m ./examples/envoy-gateway $(if $(WRITE),-update) && \
 		go test -count=1 -timeout 10m -run 'TestAttachments/Envoy_Gateway' ./envoy/e2e
@@ -101,6 +101,7 @@ deps: ## Install the real Envoy, LiteLLM and the other parts into .cache/
 	@tools/install redis
 	@tools/install conformance
 	@tools/install promtool
+	@tools/install ratelimit
 	@tools/build helm
 	@tools/build kubeconform
 	@tools/build dockerfile

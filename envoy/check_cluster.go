@@ -30,7 +30,7 @@ func (c *checker) clusterChecks() {
 
 // transport checks that the credential travels encrypted, to the right host.
 func (c *checker) transport(cl tree, up *target) {
-	for _, socket := range sockets(cl) {
+	for _, socket := range c.sockets(cl) {
 		c.socket(cl, socket, up)
 	}
 }
@@ -39,7 +39,7 @@ func (c *checker) socket(cl, socket tree, up *target) {
 	tls, kind := socket.config()
 	if kind != "UpstreamTlsContext" {
 		// Where the policy says http on this host, it does not say http to another.
-		if (up == nil || up.tls || isLocal(up.host)) && !onLoopback(cl) {
+		if (up == nil || up.tls || isLocal(up.host)) && !c.onLoopback(cl) {
 			c.report(cl, problem{
 				"upstream-plaintext", "calls to this cluster are not encrypted", "The credential can be read on the way", "give it a transport_socket with UpstreamTlsContext",
 			})
@@ -95,10 +95,15 @@ func isLocal(host string) bool {
 }
 
 // onLoopback reports whether every endpoint of a cluster is on this host.
-func onLoopback(cl tree) bool {
+func (c *checker) onLoopback(cl tree) bool { return allHere(c.endpoints(cl)) }
+
+// onLoopback is that of a cluster whose endpoints are its own.
+func onLoopback(cl tree) bool { return allHere(cl.get("load_assignment")) }
+
+func allHere(endpoints tree) bool {
 	addresses := 0
 	away := false
-	cl.get("load_assignment").walk(func(t tree) bool {
+	endpoints.walk(func(t tree) bool {
 		if t.get("path").ok() && t.get("path").str() != "" {
 			addresses++
 		}
@@ -227,7 +232,7 @@ func (c *checker) processorProtocol(cl tree) {
 }
 
 func (c *checker) processorTransport(cl tree) {
-	for _, socket := range sockets(cl) {
+	for _, socket := range c.sockets(cl) {
 		c.processorSocket(cl, socket)
 	}
 }
@@ -237,7 +242,7 @@ func (c *checker) processorSocket(cl, socket tree) {
 	switch {
 	case kind == "UpstreamTlsContext":
 		c.verified(tls, false, "processor-unverified", "Callers' credentials are sent to whoever answers, and its word lets calls pass")
-	case !onLoopback(cl):
+	case !c.onLoopback(cl):
 		c.report(cl, problem{
 			"processor-plaintext", "the processor is on another host and the way there is not encrypted", "Callers' credentials and our tokens can be read on the way",
 			"use mutual TLS, or a Unix socket on the same host",

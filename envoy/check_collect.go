@@ -12,6 +12,7 @@ type config struct {
 	routes    map[string]tree // route configurations that listeners fetch by name
 	bootstrap tree            // for the admin block and the node
 
+	assigned  map[string]tree // endpoints that clusters fetch by name
 	byCluster map[string]tree // filled by cluster
 }
 
@@ -53,6 +54,7 @@ func collectAll(dumps []tree) config {
 		more := collectDump(dump)
 		cfg.listeners, cfg.clusters = append(cfg.listeners, more.listeners...), append(cfg.clusters, more.clusters...)
 		maps.Copy(cfg.routes, more.routes)
+		maps.Copy(cfg.assigned, more.assigned)
 	}
 	return cfg
 }
@@ -60,7 +62,7 @@ func collectAll(dumps []tree) config {
 // collectDump reads a /config_dump. Its bootstrap repeats the static resources,
 // so it is used only where the dump was filtered and has nothing else.
 func collectDump(root tree) config {
-	cfg := config{routes: map[string]tree{}}
+	cfg := config{routes: map[string]tree{}, assigned: map[string]tree{}}
 	for _, dump := range root.get("configs").items() {
 		kind := dump.get("@type").str()
 		switch {
@@ -73,6 +75,10 @@ func collectDump(root tree) config {
 			}
 		case strings.HasSuffix(kind, ".ClustersConfigDump"):
 			cfg.clusters = append(cfg.clusters, under(dump, "cluster", "static_clusters", "dynamic_active_clusters")...)
+		case strings.HasSuffix(kind, ".EndpointsConfigDump"):
+			for _, e := range under(dump, "endpoint_config", "static_endpoint_configs", "dynamic_endpoint_configs") {
+				cfg.assigned[e.get("cluster_name").str()] = e
+			}
 		case strings.HasSuffix(kind, ".RoutesConfigDump"):
 			for _, rc := range under(dump, "route_config", "dynamic_route_configs") {
 				cfg.routes[rc.get("name").str()] = rc
@@ -115,6 +121,17 @@ func (c *config) cluster(name string) (tree, bool) {
 	}
 	cl, ok := c.byCluster[name]
 	return cl, ok
+}
+
+// endpoints are those of a cluster, its own or fetched.
+func (c *config) endpoints(cl tree) tree {
+	if own := cl.get("load_assignment"); own.ok() {
+		return own
+	}
+	if e, ok := c.assigned[cl.get("name").str()]; ok {
+		return e
+	}
+	return c.assigned[cl.get("eds_cluster_config", "service_name").str()]
 }
 
 // upstreamOptions is the HttpProtocolOptions of a cluster.

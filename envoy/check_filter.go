@@ -51,7 +51,7 @@ func grpcCluster(config tree) string {
 }
 
 func marked(f filter) bool {
-	gateways := strings.HasPrefix(f.entry.get("name").str(), gatewayFilterPrefix) &&
+	gateways := ofGateway(f) &&
 		slices.Contains(f.config.get("metadata_options", "receiving_namespaces", "untyped").strs(), MetadataNamespace)
 	return gateways || grpcCluster(f.config) == ProcessorCluster || len(identities(f.config.get("grpc_service", "initial_metadata"))) > 0
 }

@@ -12,13 +12,16 @@ import (
 // route switches on its own. What its API has no words for is not held against such
 // a filter; docs/envoy-gateway.md says what that means.
 
-// gatewayFilterPrefix begins the names of Envoy Gateway's ext_proc filters.
-const gatewayFilterPrefix = filterExtProc + "/envoyextensionpolicy/"
+// ofGateway reports whether an ext_proc filter is Envoy Gateway's, by its name:
+// envoy.filters.http.ext_proc/envoyextensionpolicy/NAMESPACE/NAME/extproc/N. Its file
+// provider leaves the kind empty.
+func ofGateway(f filter) bool {
+	name := f.entry.get("name").str()
+	return strings.HasPrefix(name, filterExtProc+"/") && strings.Contains(name, "/extproc/")
+}
 
 // unpatched reports whether a filter is as Envoy Gateway makes it.
-func unpatched(f filter) bool {
-	return strings.HasPrefix(f.entry.get("name").str(), gatewayFilterPrefix) && !f.config.get("mutation_rules").ok()
-}
+func unpatched(f filter) bool { return ofGateway(f) && !f.config.get("mutation_rules").ok() }
 
 // learn finds the clusters of upstreams that the policy knows by their routes.
 func (c *checker) learn() {
@@ -80,7 +83,7 @@ func (c *checker) leadsTo(one, other string) bool {
 func (c *checker) addresses(name string) []string {
 	var all []string
 	cl, _ := c.cluster(name)
-	cl.get("load_assignment").walk(func(t tree) bool {
+	c.endpoints(cl).walk(func(t tree) bool {
 		if at := t.get("socket_address"); at.ok() {
 			all = append(all, at.get("address").str()+":"+at.get("port_value").str())
 		}
@@ -130,9 +133,9 @@ func marksOf(override tree) (marks []string, strict bool) {
 
 // sockets are the transport sockets by which calls to a cluster may go. Envoy Gateway
 // gives each endpoint one of its own, and the cluster one that nobody uses.
-func sockets(cl tree) []tree {
+func (c *checker) sockets(cl tree) []tree {
 	var all []tree
-	if own := cl.get("transport_socket"); own.get("name").str() != "dummy.transport_socket" || !allMatched(cl) {
+	if own := cl.get("transport_socket"); own.get("name").str() != "dummy.transport_socket" || !c.allMatched(cl) {
 		all = append(all, own)
 	}
 	for _, m := range cl.get("transport_socket_matches").items() {
@@ -143,13 +146,13 @@ func sockets(cl tree) []tree {
 
 // allMatched reports whether every endpoint of a cluster names a transport socket that
 // the cluster has.
-func allMatched(cl tree) bool {
+func (c *checker) allMatched(cl tree) bool {
 	var names []string
 	for _, m := range cl.get("transport_socket_matches").items() {
 		names = append(names, m.get("match", "name").str())
 	}
 	endpoints := 0
-	for _, locality := range cl.get("load_assignment", "endpoints").items() {
+	for _, locality := range c.endpoints(cl).get("endpoints").items() {
 		for _, e := range locality.get("lb_endpoints").items() {
 			endpoints++
 			if !slices.Contains(names, e.get("metadata", "filter_metadata", "envoy.transport_socket_match", "name").str()) {

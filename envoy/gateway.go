@@ -53,8 +53,12 @@ func RenderGateway(set *policy.Set, opt GatewayOptions) ([]byte, error) {
 	}
 	var b bytes.Buffer
 	b.WriteString(gatewayHeader(opt.Patch))
-	for _, d := range docs {
-		b.WriteString("---\n")
+	for i, d := range docs {
+		// Not before the first: Envoy Gateway's file provider takes comments alone
+		// for a document, and refuses the file.
+		if b.WriteString("\n"); i > 0 {
+			b.WriteString("---\n")
+		}
 		for line := range strings.Lines(d.why) {
 			b.WriteString(strings.TrimRight("# "+line, " \n") + "\n")
 		}

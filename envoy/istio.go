@@ -295,6 +295,9 @@ func (m *istio) header() string {
 	say("the trust domain is cluster.local, and the cluster's domain too")
 	say("callers call http://HOST:PORT with the path of the upstream's url; the proxy speaks\n#   TLS from there")
 	say("no other VirtualService, DestinationRule or ServiceEntry is about these hosts")
+	if slices.ContainsFunc(m.ups, func(t meshTarget) bool { issuers, _ := t.issuers(); return len(issuers) > 0 }) {
+		say("protected resource metadata (RFC 9728) is served elsewhere: hosts here are the\n#   upstreams' own")
+	}
 	b.WriteString(`#
 # A MERGE into a cluster puts our HttpProtocolOptions in the place of Istio's own, so
 # they say all that is needed: HTTP/1.1 to upstreams, HTTP/2 to this program. Settings

@@ -31,9 +31,9 @@ const (
 // extensions of its own, and it is not known that custom_response is on it.
 func rejectedCode() string {
 	reason := policy.UpstreamRejected
-	set := ""
+	set := new(strings.Builder)
 	for _, h := range refusalHeaders(reason.String()) {
-		set += fmt.Sprintf("  headers:replace(%q, %q)\n", h.GetHeader().GetKey(), h.GetHeader().GetValue())
+		fmt.Fprintf(set, "  headers:replace(%q, %q)\n", h.GetHeader().GetKey(), h.GetHeader().GetValue())
 	}
 	return `function envoy_on_response(handle)
   local headers = handle:headers()
@@ -41,7 +41,7 @@ func rejectedCode() string {
     return
   end
   headers:replace(":status", "` + strconv.Itoa(reason.Status()) + `")
-` + set + `  headers:remove("content-encoding")
+` + set.String() + `  headers:remove("content-encoding")
   headers:remove("etag")
   headers:replace("content-length", tostring(handle:body(true):setBytes([[` + string(reason.Body(nil)) + `]])))
 end

@@ -134,3 +134,45 @@ func TestCheckIstioBroken(t *testing.T) {
 		})
 	}
 }
+
+// TestRenderIstioFaults: what cannot be kept in a mesh is refused, with what to write.
+func TestRenderIstioFaults(t *testing.T) {
+	named := func(u *policy.Upstream) { u.Cluster = "outbound|80||" + u.Name + ".tools.test" }
+	for _, c := range []struct {
+		what, want string
+		change     func(*policy.Set)
+		opt        envoy.IstioOptions
+	}{
+		{"no cluster of Istio's", `write envoy: {cluster: "outbound|80||one.tools.test"}`, func(s *policy.Set) { s.Upstreams[0].Cluster = "one" }, envoy.IstioOptions{}},
+		{"port 0", "want a port from 1 to 65535", func(s *policy.Set) { s.Upstreams[0].Cluster = "outbound|0||one.tools.test" }, envoy.IstioOptions{}},
+		{"one host twice", "give one of them a host of its own", func(s *policy.Set) { s.Upstreams[1].Cluster = "outbound|81||one.tools.test" }, envoy.IstioOptions{}},
+		{"TLS of our own", "take server.tls out", func(s *policy.Set) { s.Server.TLS = &policy.TLSSpec{} }, envoy.IstioOptions{}},
+		{"a listener", "take it out: paths pass unchanged here", func(s *policy.Set) { s.Upstreams[0].Listen = "127.0.0.1:1" }, envoy.IstioOptions{}},
+		{"certificates at a sidecar", "use --gateway", func(s *policy.Set) { withMTLS(s.Upstreams[0]) }, envoy.IstioOptions{}},
+		{"the mcp filter", "write proof: body", func(s *policy.Set) { withTools(policy.ProofMCPFilter, 1<<20)(s.Upstreams[0]) }, envoy.IstioOptions{}},
+		{"a service without namespace", "want NAME.NAMESPACE", nil, envoy.IstioOptions{Service: "auth"}},
+		{"a selector without value", "want KEY=VALUE", nil, envoy.IstioOptions{Selector: "litellm"}},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			s := set(upstream("one", "https://one.tools.test/mcp", named), upstream("two", "https://two.tools.test/mcp", named))
+			s.Server.Listen = "127.0.0.1:9440"
+			if c.change != nil {
+				c.change(s)
+			}
+			_, err := envoy.RenderIstio(s, c.opt)
+			if err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("want an error with %q, got %v", c.want, err)
+			}
+		})
+	}
+	s := set(upstream("one", "https://one.tools.test/mcp", named))
+	s.Server.Listen = "unix:///run/a.sock"
+	if _, err := envoy.RenderIstioMesh(s, envoy.IstioOptions{}); err == nil {
+		t.Error("want no provider that is a Unix socket")
+	}
+	s.Server.Listen = "127.0.0.1:9440"
+	withMTLS(s.Upstreams[0])
+	if _, err := envoy.RenderIstio(s, envoy.IstioOptions{Gateway: "egress.istio-system"}); err != nil {
+		t.Errorf("callers by certificate at a gateway: %v", err)
+	}
+}

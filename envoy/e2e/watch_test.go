@@ -6,9 +6,12 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
+	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -198,12 +201,11 @@ func TestWatchLine(t *testing.T) {
 		return len(hook.find(`"status":"resolved"`)) == 1 && len(chat.find("*RESOLVED* auth_failures")) == 1
 	})
 	for _, l := range slices.Concat(hook.letters(), chat.letters(), manager.letters()) {
-		for _, secret := range []string{callerKey, alphaSecret, betaSecret, alertKey, "SECRET-PATH", canary} {
-			if strings.Contains(l.body, secret) {
-				t.Errorf("a secret is told: %s", l.body)
-			}
+		if strings.Contains(l.body, "SECRET-PATH") {
+			t.Errorf("the chat's URL is told: %s", l.body)
 		}
 	}
+	r.mail(hook, chat, manager)
 }
 
 // TestWatchOneCaller: no caller can have an upstream switched off for another one,
@@ -282,4 +284,60 @@ func TestWatchReload(t *testing.T) {
 	if got := r.post("/beta/mcp", "{}", key...); got.status != http.StatusOK {
 		t.Errorf("beta: %v", got)
 	}
+}
+
+// TestWatchSweep: a caller that tries many tools is held back at every upstream, and
+// told by name; the other caller is not concerned. What it put into its calls is
+// told to nobody.
+func TestWatchSweep(t *testing.T) {
+	const thiefKey, argument = "key-of-the-thief-CNRY", "an-argument-of-a-call"
+	sum := sha256.Sum256([]byte(thiefKey))
+	text := strings.NewReplacer(
+		"defaults: {callers: [robot]}", "  thief: {key: {sha256: "+hex.EncodeToString(sum[:])+"}}\ndefaults: {callers: [robot, thief], tools: {default: allow}}",
+		"  breaker:", "  sweep: {tools: 5, window: 1m, do: [alert, throttle]}\n  throttle: {rate: 1/min, for: 10m}\n  breaker:",
+	).Replace(watched)
+	r, hook, chat, manager := startWatched(t, text)
+	call := func(upstream, key, tool string) reply {
+		return r.post("/"+upstream+"/mcp", `{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"`+tool+`","arguments":{"password":"`+argument+`"}}}`,
+			"X-Mcp-Auth-Key", key, "Authorization", "Bearer "+callerToken, "Cookie", "session="+canary, "Content-Type", "application/json")
+	}
+	for i := range 6 {
+		if got := call([]string{"alpha", "beta"}[i%2], thiefKey, fmt.Sprintf("tool_%d", i)); got.status != http.StatusOK {
+			t.Fatalf("got %v", got)
+		}
+	}
+	r.eventually("the sweep is told", 20*time.Second, func() bool {
+		return len(hook.find(`"caller":"thief"`)) == 1 && len(chat.find("thief")) == 1 && len(manager.find("MCPAuthSweep")) > 0
+	})
+	for _, upstream := range []string{"alpha", "beta"} { // one a minute is left, of both together
+		if got := call(upstream, thiefKey, "tool_1"); got.status != http.StatusOK {
+			got.refused(t, http.StatusTooManyRequests, "rate_limited")
+			if wait, err := strconv.Atoi(got.header.Get("Retry-After")); err != nil || wait < 1 || wait > 60 {
+				t.Errorf("want a retry-after within the minute, got %q", got.header.Get("Retry-After"))
+			}
+		} else if upstream == "beta" {
+			t.Error("want the second call of a minute refused")
+		}
+		if got := call(upstream, callerKey, "tool_1"); got.status != http.StatusOK {
+			t.Errorf("the other caller: %v", got)
+		}
+	}
+	r.mail(hook, chat, manager)
+	for where, text := range r.channels() {
+		if strings.Contains(text, argument) || strings.Contains(text, thiefKey) {
+			t.Errorf("an argument or a key can be read in %s", where)
+		}
+	}
+}
+
+// mail has everything that was told scanned for secrets, with all else, at the end.
+func (r *rig) mail(boxes ...*mailbox) {
+	var all strings.Builder
+	for _, m := range boxes {
+		for _, l := range m.letters() {
+			fmt.Fprintln(&all, l.path, l.header, l.body)
+		}
+	}
+	r.write("mail", all.String())
+	r.told = append(r.told, filepath.Join(r.dir, "mail"))
 }

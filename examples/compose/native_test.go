@@ -268,7 +268,7 @@ func launch(t *testing.T, argv []string, dir string, env []string, log string) *
 // healthy returns when the check ends with status 0.
 func (p *process) healthy(t *testing.T, check, env []string) {
 	t.Helper()
-	// More than the 4 minutes in containers: Keycloak's image is built in part.
+	// More than the 6 minutes in containers: Keycloak's image is built in part.
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
 	for {
@@ -345,8 +345,8 @@ func toolCall(name, arguments string) string {
 // right token, and nothing of the caller's.
 func (s *stack) calls() {
 	s.t.Helper()
-	if got := s.viaLiteLLM("open_server-add", `{"a":1,"b":2}`); !strings.Contains(got, `"sum":3`) {
-		s.t.Errorf("open_server: want 3, got %s", got)
+	if got := s.viaLiteLLM("open_server-echo", `{"text":"hello"}`); !strings.Contains(got, `"text":"hello"`) {
+		s.t.Errorf("open_server: want an echo, got %s", got)
 	}
 	for server, client := range map[string]string{"protected_server": "litellm-proxy", "keycloak_server": "envoy-mcp-auth"} {
 		plain := s.viaLiteLLM(server+"-whoami", "{}")
@@ -390,7 +390,7 @@ func (s *stack) viaLiteLLM(tool, arguments string) string {
 func (s *stack) limit() {
 	s.t.Helper()
 	for n := range 25 {
-		got := s.post("http://127.0.0.1:10000/open_server/mcp", toolCall("add", `{"a":1,"b":2}`))
+		got := s.post("http://127.0.0.1:10000/open_server/mcp", toolCall("echo", `{"text":"a"}`))
 		if got.status != http.StatusTooManyRequests {
 			continue
 		}
@@ -399,7 +399,7 @@ func (s *stack) limit() {
 			s.t.Errorf("call %d: want 10 in a minute, and when to come again, got %v %s", n+1, got.header, got.body)
 		}
 		for range 11 {
-			if got := s.viaLiteLLM("open_server-add", `{"a":1,"b":2}`); strings.Contains(got, "429TooManyRequests") {
+			if got := s.viaLiteLLM("open_server-echo", `{"text":"a"}`); strings.Contains(got, "429TooManyRequests") {
 				return
 			}
 		}
@@ -416,13 +416,18 @@ func (s *stack) counted() {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	body := s.do(req).body
-	for _, want := range []string{
-		`mcp_auth_shared_cache_up 1`, `mcp_auth_shared_cache_requests_total\{result="stored"\} 2`,
-		`mcp_auth_ratelimit_service_up 1`, `mcp_auth_rate_limited_total\{rule="add",upstream="open_server"\} [1-9]\d*`,
-	} {
-		if !regexp.MustCompile(`(?m)^` + want + `$`).MatchString(body) {
-			s.t.Errorf("want %s in\n%s", want, body)
+	for begin := time.Now(); ; time.Sleep(200 * time.Millisecond) {
+		body := s.do(req).body
+		missing := slices.DeleteFunc([]string{
+			`mcp_auth_shared_cache_up 1`, `mcp_auth_shared_cache_requests_total\{result="stored"\} [1-9]\d*`,
+			`mcp_auth_ratelimit_service_up 1`, `mcp_auth_rate_limited_total\{rule="echo",upstream="open_server"\} [1-9]\d*`,
+		}, func(want string) bool { return regexp.MustCompile(`(?m)^` + want + `$`).MatchString(body) })
+		if len(missing) == 0 {
+			return
+		}
+		// On a busy machine Redis may be late for a moment.
+		if time.Since(begin) > 20*time.Second {
+			s.t.Fatalf("want %q in\n%s", missing, body)
 		}
 	}
 }

@@ -72,7 +72,7 @@ func TestRendered(t *testing.T) {
 // applied is all that Envoy Gateway is given.
 func applied(t *testing.T, name string) []byte {
 	t.Helper()
-	return slices.Concat(read(t, "gateway.yaml"), read(t, name), read(t, "testdata/secret.yaml"))
+	return bytes.Join([][]byte{read(t, "gateway.yaml"), read(t, name), read(t, "testdata/secret.yaml")}, []byte("\n---\n"))
 }
 
 // TestTranslated: Envoy Gateway's own validation takes the files, and its translation

@@ -6,9 +6,9 @@ import "github.com/prometheus/client_golang/prometheus"
 // implements the callbacks of watch.Config and alert.Config.
 type Watch struct{ alerts, deliveries *prometheus.CounterVec }
 
-// NewWatch adds the metrics of the watch to a registry. At each scrape, off is
-// asked which upstreams are switched off.
-func NewWatch(registry prometheus.Registerer, off func(yield func(upstream string, off bool))) *Watch {
+// NewWatch adds the metrics of the watch. At each scrape, off is asked which
+// upstreams are switched off. Call it once, before Retain.
+func NewWatch(m *Metrics, off func(yield func(upstream string, off bool))) *Watch {
 	w := &Watch{
 		alerts: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "mcp_auth_alerts_total",
@@ -24,7 +24,8 @@ func NewWatch(registry prometheus.Registerer, off func(yield func(upstream strin
 			w.deliveries.WithLabelValues(kind, result) // from 0 on, as in Metrics.XDS
 		}
 	}
-	registry.MustRegister(w.alerts, w.deliveries, offCollector{off, prometheus.NewDesc("mcp_auth_upstream_disabled",
+	m.byUpstream = append(m.byUpstream, w.alerts)
+	m.Registry.MustRegister(w.alerts, w.deliveries, offCollector{off, prometheus.NewDesc("mcp_auth_upstream_disabled",
 		"1 while calls to the upstream are refused with upstream_disabled, by the watch or by disabled: true, probes aside; else 0.", []string{"upstream"}, nil)})
 	return w
 }

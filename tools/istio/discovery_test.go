@@ -181,6 +181,35 @@ func TestOnlyTheNamedMayAsk(t *testing.T) {
 	}
 }
 
+// TestCallersGoToTheGateway: the sidecars of callers lead to the egress gateway, by mutual
+// TLS that names the upstream, and to nothing else.
+func TestCallersGoToTheGateway(t *testing.T) {
+	s := xds.NewFakeDiscoveryServer(t, xds.FakeOptions{
+		ConfigString: read(t, rendered+"gateway.yaml"), KubernetesObjectString: program + egress, MeshConfig: meshConfig(t),
+	})
+	p := s.SetupProxy(proxy(model.SidecarProxy, "litellm.agents", "agents", map[string]string{"app": "litellm"}))
+	clusters := map[string]string{}
+	for _, c := range s.Clusters(p) {
+		clusters[c.GetName()] = string(yamlOf(t, c))
+	}
+	routes := map[string][]*route.Route{}
+	for _, rc := range s.Routes(p) {
+		for _, host := range rc.GetVirtualHosts() {
+			routes[host.GetName()] = append(routes[host.GetName()], host.GetRoutes()...)
+		}
+	}
+	for _, up := range three() {
+		name := "outbound|443|mcp-" + up + "|istio-egressgateway.istio-system.svc.cluster.local"
+		if text := clusters[name]; !strings.Contains(text, "sni: "+up+".tools.test") || !strings.Contains(text, "tlsCertificateSdsSecretConfigs") {
+			t.Errorf("want mutual TLS for %s on the way to the gateway, got:\n%s", up, text)
+		}
+		all := routes[up+".tools.test:80"]
+		if len(all) != 1 || all[0].GetRoute().GetCluster() != name {
+			t.Errorf("want one route of %s, to the gateway, got %v", up, all)
+		}
+	}
+}
+
 func statics(t *testing.T, all []*listener.Listener) []*admin.ListenersConfigDump_StaticListener {
 	t.Helper()
 	var out []*admin.ListenersConfigDump_StaticListener
