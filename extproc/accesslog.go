@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -20,7 +21,8 @@ const logServiceName = "envoy.service.accesslog.v3.AccessLogService"
 
 // Outcome is how a call ended, as Envoy's access log tells it once the call is
 // over. Nothing in it is secret. What a caller or an upstream can choose is the
-// request id and the status.
+// request id and the status. Caller, Reason and Refusal are words of the policy in
+// force or of policy.Reasons, whatever the log says, or empty.
 type Outcome struct {
 	// Upstream is the upstream of the last decision: a name of the policy in force.
 	Upstream string
@@ -169,6 +171,7 @@ func (s *Server) ended(snap *snapshot, e *logged) {
 		return
 	}
 	e.Upstream = up.Name
+	snap.hold(e)
 	if e.Decided {
 		s.log.calls.Add(1)
 	} else {
@@ -176,6 +179,28 @@ func (s *Server) ended(snap *snapshot, e *logged) {
 	}
 	s.finish(snap.lanes[up], e)
 }
+
+// hold takes out of an entry what no decision of ours says. An entry is as good as
+// who sends it, and whoever reaches this listener can: it must not write what it
+// likes into /status, the audit and the labels of metrics. Nor may an upstream
+// whose answer bears our header, where nothing in Envoy takes it off.
+func (s *snapshot) hold(e *logged) {
+	if !s.callers[e.Caller] { // or one that a reload removed during the call; the decision's own line has it
+		e.Caller, e.Issuer, e.Subject = "", "", ""
+	}
+	if !s.words[e.Reason] {
+		e.Reason = ""
+	}
+	if !s.words[e.Refusal] {
+		e.Refusal = ""
+	}
+	if !isFingerprint(e.Token) {
+		e.Token = ""
+	}
+}
+
+// isFingerprint reports whether s looks like a tokens.Token's.
+func isFingerprint(s string) bool { return len(s) == 8 && strings.Trim(s, "0123456789abcdef") == "" }
 
 // finish does what an outcome makes necessary, and tells the observer.
 func (s *Server) finish(l *lane, e *logged) {

@@ -163,6 +163,43 @@ func TestOutcomesComeFromTheAccessLog(t *testing.T) {
 	}
 }
 
+// TestL9_AMadeUpEntry: an entry cannot bring words of its own, whoever sends it, and
+// an upstream's x-mcp-auth-reason is not taken for ours.
+func TestL9_AMadeUpEntry(t *testing.T) {
+	const word = "made-up"
+	r, seen := newRig(t), &ends{}
+	r.cfg.Outcomes = seen
+	forged := map[string]any{"upstream": "open", "caller": word, "issuer": word, "subject": word, "reason": word, "token": word}
+	for _, e := range []*accesslogv3.HTTPAccessLogEntry{
+		logEntry(401, word, forged),
+		logEntry(401, word, map[string]any{"upstream": "open", "caller": "anyone", "reason": "allowed", "token": "0a1b2c3D"}),
+		logEntry(401, word, map[string]any{"upstream": "open", "caller": "anyone", "reason": "allowed", "token": "0a1b2c3d"}),
+	} {
+		snap := r.snap.Load()
+		var m logMessage
+		m.reset(snap.known)
+		wire, err := proto.Marshal(logOf(e))
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.decode(wire)
+		r.ended(snap, &m.entries[0])
+	}
+	plain := Outcome{Upstream: "open", Status: 401, Attempts: 2, RequestID: "r-1", Decided: true}
+	ours := plain
+	ours.Caller, ours.Reason = "anyone", "allowed"
+	lent := ours
+	lent.Token = "0a1b2c3d"
+	if diff := cmp.Diff([]Outcome{plain, ours, lent}, seen.all()); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	for i, o := range seen.all() {
+		if !o.Rejected() {
+			t.Errorf("entry %d: a 401 with a word that is not ours is the upstream's: want it rejected", i)
+		}
+	}
+}
+
 // TestWhatADecisionSaysComesBack: the metadata that our reply puts on a call is what
 // its outcome is read from, and two attempts took as long as both.
 func TestWhatADecisionSaysComesBack(t *testing.T) {

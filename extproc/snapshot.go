@@ -14,6 +14,8 @@ type snapshot struct {
 	lanes map[*policy.Upstream]*lane
 	// known are the strings a message is likely to hold.
 	known map[string]string
+	// callers and words are the names of callers and of reasons.
+	callers, words map[string]bool
 	// before is the policy that this one replaced, while Envoys may be behind.
 	before *snapshot
 }
@@ -64,7 +66,10 @@ func emptySnapshot() *snapshot {
 }
 
 func (s *Server) build(set *policy.Set) (*snapshot, error) {
-	snap := &snapshot{set: set, lanes: make(map[*policy.Upstream]*lane, len(set.Upstreams)), known: knownNames()}
+	snap := &snapshot{set: set, lanes: make(map[*policy.Upstream]*lane, len(set.Upstreams)), known: knownNames(), callers: map[string]bool{}, words: map[string]bool{}}
+	for _, r := range policy.Reasons() {
+		snap.words[r.String()] = true
+	}
 	for _, up := range set.Upstreams {
 		l, err := s.lane(set, up)
 		if err != nil {
@@ -75,6 +80,7 @@ func (s *Server) build(set *policy.Set) (*snapshot, error) {
 	}
 	for _, c := range set.Callers {
 		snap.know(c.Name)
+		snap.callers[c.Name] = true
 		snap.know(c.SANs...)
 		if c.JWT != nil {
 			snap.know(c.JWT.Issuer)

@@ -127,11 +127,11 @@ func tellBytes(w io.Writer, read *atomic.Int64, files []string) (stop func()) {
 func printVerified(w io.Writer, r *audit.Report) error {
 	var b strings.Builder
 	for _, f := range r.Files {
-		fmt.Fprintf(&b, "%s: %s", f.File, plural64(f.Lines, "line"))
-		if f.Lines > 0 {
-			fmt.Fprintf(&b, ", %d to %d", f.First, f.Last)
+		if f.Lines == 0 {
+			fmt.Fprintf(&b, "%s: no sound line\n", f.File)
+			continue
 		}
-		b.WriteByte('\n')
+		fmt.Fprintf(&b, "%s: %s, %d to %d\n", f.File, plural64(f.Lines, "line"), f.First, f.Last)
 	}
 	if r.Dropped+r.Recovered+r.Withdrawn > 0 {
 		fmt.Fprintf(&b, "the log says of itself: %s not written, %s cut off, %s written too late\n",

@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/audit"
 )
 
 // audit says again, after every case, what always holds. It returns what does not.
@@ -25,6 +27,7 @@ func (r *rig) audit() []string {
 			}
 		}
 	}
+	found = append(found, r.auditRecord()...)
 	secrets := r.secrets()
 	for where, text := range r.channels() {
 		for _, s := range secrets {
@@ -37,6 +40,21 @@ func (r *rig) audit() []string {
 		}
 	}
 	return found
+}
+
+// auditRecord verifies the program's own record.
+func (r *rig) auditRecord() []string {
+	if len(r.spawned) == 0 {
+		return nil
+	}
+	report, err := audit.Verify(audit.VerifyConfig{}, []string{r.record()})
+	if err != nil {
+		return []string{err.Error()}
+	}
+	if report.Broken != nil {
+		return []string{"the record is broken: " + report.Broken.String()}
+	}
+	return nil
 }
 
 // auditUpstream looks at what reached one upstream.
@@ -197,6 +215,8 @@ func (r *rig) channels() map[string]string {
 		b, _ := os.ReadFile(path)
 		out[path] = string(b)
 	}
+	b, _ := os.ReadFile(r.record()) // some cases start no program
+	out["the record"] = string(b)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	out["an answer to a caller"] = r.answers.String()

@@ -210,6 +210,10 @@ func (r *rig) wrongPeers(t *testing.T) {
 	r.forgedLog(t, conn)
 }
 
+// forged is a request id of outcomes that never were. Ids are told on purpose: it is
+// what shows that such an outcome was taken.
+const forged = "id-of-a-call-that-never-was"
+
 // forgedLog reports outcomes that never were.
 func (r *rig) forgedLog(t *testing.T, conn *grpc.ClientConn) {
 	t.Helper()
@@ -217,21 +221,27 @@ func (r *rig) forgedLog(t *testing.T, conn *grpc.ClientConn) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ours, err := structpb.NewStruct(map[string]any{"upstream": "alpha", "caller": canary, "reason": canary, "token": canary})
-	if err != nil {
-		t.Fatal(err)
+	for i, token := range []string{canary, "0a1b2c3d"} { // the second is what a fingerprint looks like
+		ours, err := structpb.NewStruct(map[string]any{
+			"upstream": "alpha", "caller": canary, "issuer": canary, "subject": canary, "reason": canary, "token": token,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		before := r.logged()
+		if err := st.Send(&alsv3.StreamAccessLogsMessage{LogEntries: &alsv3.StreamAccessLogsMessage_HttpLogs{
+			HttpLogs: &alsv3.StreamAccessLogsMessage_HTTPAccessLogEntries{LogEntry: []*accesslogv3.HTTPAccessLogEntry{{
+				CommonProperties: &accesslogv3.AccessLogCommon{Metadata: &corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{"mcp_auth": ours}}},
+				Request:          &accesslogv3.HTTPRequestProperties{RequestId: forged},
+				Response: &accesslogv3.HTTPResponseProperties{ResponseHeaders: map[string]string{
+					"x-mcp-auth-reason": []string{canary, "upstream_rejected"}[i],
+				}},
+			}}},
+		}}); err != nil {
+			t.Fatal(err)
+		}
+		r.eventually("it is read", 3*time.Second, func() bool { return r.logged() > before })
 	}
-	before := r.logged()
-	if err := st.Send(&alsv3.StreamAccessLogsMessage{LogEntries: &alsv3.StreamAccessLogsMessage_HttpLogs{
-		HttpLogs: &alsv3.StreamAccessLogsMessage_HTTPAccessLogEntries{LogEntry: []*accesslogv3.HTTPAccessLogEntry{{
-			CommonProperties: &accesslogv3.AccessLogCommon{Metadata: &corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{"mcp_auth": ours}}},
-			Request:          &accesslogv3.HTTPRequestProperties{RequestId: canary},
-			Response:         &accesslogv3.HTTPResponseProperties{ResponseHeaders: map[string]string{"x-mcp-auth-reason": "upstream_rejected"}},
-		}}},
-	}}); err != nil {
-		t.Fatal(err)
-	}
-	r.eventually("it is read", 3*time.Second, func() bool { return r.logged() > before })
 	_, err = st.CloseAndRecv()
 	if err != nil {
 		r.heard(reply{body: err.Error()})

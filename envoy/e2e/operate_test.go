@@ -17,7 +17,7 @@ func TestAdmin(t *testing.T) {
 	r.post("/alpha/mcp", "{}", own("")...)
 	r.post("/keyed/mcp", "{}")
 	for path, want := range map[string]string{
-		"/healthz": "ok", "/readyz": "ready", "/status": `"alpha"`,
+		"/": ">alpha<", "/healthz": "ok", "/readyz": "ready", "/status": `"alpha"`,
 		"/metrics": `mcp_auth_decisions_total{reason="allowed",upstream="alpha"} 1`,
 	} {
 		if status, body := r.proc.get(path); status != http.StatusOK || !strings.Contains(body, want) {
@@ -41,7 +41,7 @@ func TestAdmin(t *testing.T) {
 	if err := json.Unmarshal([]byte(body), &status); err != nil || len(status.Upstreams) != 5 {
 		t.Errorf("want five upstreams as JSON, got %v, %.300q", err, body)
 	}
-	for _, path := range []string{"/", "/debug/pprof/", "/quit", "/reload"} {
+	for _, path := range []string{"/nothing", "/debug/pprof/", "/quit", "/reload"} {
 		if status, _ := r.proc.get(path); status != http.StatusNotFound {
 			t.Errorf("%s: want 404, got %d", path, status)
 		}

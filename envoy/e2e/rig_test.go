@@ -153,10 +153,14 @@ func newRig(t *testing.T, text string, change ...func(*rig)) *rig {
 	r.policy = filepath.Join(dir, "policy.yaml")
 	r.write("beta.secret", betaSecret+"\n")
 	r.write("fixed.secret", fixedKey+"\n")
-	r.write("policy.yaml", r.fill(text))
+	// Every case is on record, and what is on record is looked at after it.
+	r.write("policy.yaml", r.fill(text)+"\naudit: {file: "+r.record()+"}\n")
 	t.Cleanup(r.finish)
 	return r
 }
+
+// record is the path of the audit log.
+func (r *rig) record() string { return filepath.Join(r.dir, "audit.jsonl") }
 
 // start runs the whole line for a policy.
 func start(t *testing.T, text string) *rig {

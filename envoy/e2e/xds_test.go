@@ -34,14 +34,21 @@ upstreams:
 // server is.
 func startXDS(t *testing.T, text string) *rig {
 	t.Helper()
-	r := newRig(t, text, func(r *rig) { r.flags = []string{"--xds"} })
+	r := newRig(t, text)
+	r.follow()
+	return r
+}
+
+// follow runs the program, and an Envoy that is served by it.
+func (r *rig) follow() {
+	r.t.Helper()
+	r.flags = append(r.flags, "--xds")
 	r.proc = r.serve(r.policy, r.facts.Admin)
 	r.startEnvoy(r.run("render", "envoy", "--xds", "-c", r.policy))
 	r.eventually("Envoy serves", 10*time.Second, func() bool {
-		n, ok, err := r.envoy.Stat(t.Context(), "http.mcp.rds.mcp.update_success")
+		n, ok, err := r.envoy.Stat(r.t.Context(), "http.mcp.rds.mcp.update_success")
 		return err == nil && ok && n > 0
 	})
-	return r
 }
 
 // followers is what /status says of the Envoys that follow.

@@ -66,6 +66,13 @@ const overflow = `(() => {
   return out.slice(0, 10);
 })()`
 
+// covered names the cells whose label is drawn over their text: at phone width a
+// label stands in the cell's left padding.
+const covered = `[...document.querySelectorAll('td[data-label]')].filter(e => {
+  const label = getComputedStyle(e, '::before');
+  return label.content !== 'none' && label.position === 'absolute' && parseFloat(getComputedStyle(e).paddingLeft) < parseFloat(label.width);
+}).map(e => e.dataset.label).slice(0, 10)`
+
 // TestPageInChromium looks at the page as people do. SCREENSHOTS=DIR keeps the pictures.
 func TestPageInChromium(t *testing.T) {
 	b := realchromium.Start(t)
@@ -92,6 +99,9 @@ func TestPageInChromium(t *testing.T) {
 			}
 			if got := realchromium.Eval[[]string](t, tab, overflow); len(got) > 0 {
 				t.Errorf("wider than the window: %q", got)
+			}
+			if got := realchromium.Eval[[]string](t, tab, covered); len(got) > 0 {
+				t.Errorf("labels over the text of their cells: %q", got)
 			}
 			if dir := os.Getenv("SCREENSHOTS"); dir != "" {
 				realchromium.Eval[bool](t, tab, `document.querySelectorAll('details').forEach(d => d.open = false), true`)

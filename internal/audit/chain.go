@@ -26,13 +26,14 @@ const (
 type seal struct {
 	prefix string
 	hash   hash.Hash
+	end    []byte // the bracket; as a literal it would be allocated each time
 	sum    [sha256.Size]byte
 }
 
 // newSeal returns the seal of a key; of none, one that anybody can make.
 func newSeal(key []byte) (*seal, error) {
 	if len(key) == 0 {
-		return &seal{prefix: plainPrefix, hash: sha256.New()}, nil
+		return &seal{prefix: plainPrefix, hash: sha256.New(), end: []byte{'}'}}, nil
 	}
 	if len(key) < minKey {
 		return nil, fmt.Errorf("want an audit key of at least %d characters, got %d; make one with: openssl rand -base64 32", minKey, len(key))
@@ -40,14 +41,14 @@ func newSeal(key []byte) (*seal, error) {
 	id := hmac.New(sha256.New, key)
 	id.Write([]byte("envoy-mcp-auth audit: name of the key"))
 	name := hex.EncodeToString(id.Sum(nil))[:keyIDSize]
-	return &seal{prefix: keyedPrefix + name + ":", hash: hmac.New(sha256.New, key)}, nil
+	return &seal{prefix: keyedPrefix + name + ":", hash: hmac.New(sha256.New, key), end: []byte{'}'}}, nil
 }
 
 // appendSum appends the hash of a line that lacks its last bracket.
 func (s *seal) appendSum(b, open []byte) []byte {
 	s.hash.Reset()
 	s.hash.Write(open)
-	s.hash.Write([]byte{'}'})
+	s.hash.Write(s.end)
 	b = append(b, s.prefix...)
 	return hex.AppendEncode(b, s.hash.Sum(s.sum[:0]))
 }

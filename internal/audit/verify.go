@@ -80,6 +80,7 @@ type verifier struct {
 	met     bool // the anchor was
 	report  *Report
 	last    chain
+	read    read
 	scratch []byte
 
 	file *FileReport
@@ -183,7 +184,8 @@ func firstOf(name string) (uint64, error) {
 	return votes[len(votes)/2], nil
 }
 
-// walk verifies the lines of one file.
+// walk verifies the lines of one file. An empty one is no fault: a process may be
+// killed between making it and writing to it, and what is missing shows elsewhere.
 func (v *verifier) walk(name string, newest bool) error {
 	f, err := os.Open(name) //nolint:gosec // the operator names the file
 	if err != nil {
@@ -216,24 +218,30 @@ func (v *verifier) broken(format string, args ...any) {
 
 // check verifies one line, without its newline.
 func (v *verifier) check(line []byte) {
-	r, err := parse(line)
+	var err error
+	v.read, err = parse(line)
+	r := &v.read
 	if err != nil {
 		v.broken("%v: it was changed, or torn apart", err)
 		return
 	}
-	v.scratch, err = v.seals.check(&r, v.scratch)
+	v.scratch, err = v.seals.check(r, v.scratch)
 	switch {
 	case errors.Is(err, errOtherKey):
-		v.broken("%s", v.wrongKey(&r))
+		v.broken("%s", v.wrongKey(r))
 		return
 	case err != nil:
 		v.broken("%v", err)
 		return
 	}
-	if !v.follows(&r) {
+	if v.line == 1 && string(r.kind) != kindStart.String() && v.last.seq == 0 {
+		v.broken("every file begins with a line of the kind start, and this is line %d of the chain: lines before it are missing", r.seq)
 		return
 	}
-	v.accept(&r, line)
+	if !v.follows(r) {
+		return
+	}
+	v.accept(r, line)
 }
 
 // wrongKey says what to do about a hash that was made with another key than those given.
@@ -356,8 +364,7 @@ func isUnfinished(b []byte) bool {
 // end concludes when no line is broken.
 func (v *verifier) end() {
 	v.report.Head = string(v.last.hash)
-	if v.anchor.seq > 0 && !v.met && v.report.Lines > 0 {
-		v.line++
+	if v.anchor.seq > 0 && !v.met {
 		if v.anchor.seq < v.report.First {
 			v.broken("the line %d of --head comes before the first of these files; give those before too", v.anchor.seq)
 			return
@@ -365,8 +372,7 @@ func (v *verifier) end() {
 		v.broken("the log ends at line %d, and --head says that there was a line %d: lines are missing at the end", v.report.Last, v.anchor.seq)
 		return
 	}
-	if v.report.Lines == 0 && v.file != nil {
-		v.line = 1
+	if v.report.Lines == 0 {
 		v.broken("want at least one line, got none; was the file emptied?")
 		return
 	}
