@@ -12,6 +12,7 @@ VERSION ?= $(shell git describe --tags --always --dirty)
 # Both print where the program is, and install it first when need be.
 PARTS = ENVOY="$$(tools/install envoy)" && LITELLM="$$(tools/install litellm)" && MOTO="$$(tools/install moto)" && export ENVOY LITELLM MOTO
 PARTS += && REDIS="$$(tools/install redis)" && export REDIS
+PARTS += && RATELIMIT="$$(tools/install ratelimit)" && export RATELIMIT
 PARTS += && CONFORMANCE="$$(tools/install conformance)" && export CONFORMANCE
 PARTS += && HELM="$$(tools/build helm)" && KUBECONFORM="$$(tools/build kubeconform)" && export HELM KUBECONFORM
 PARTS += && PROMTOOL="$$(tools/install promtool)" && export PROMTOOL
@@ -49,8 +50,9 @@ versions: ## Run the contract's tests against every Envoy that is supported (WRI
 	@. tools/versions.env && for v in $$ENVOY_OTHER_VERSIONS; do own="$$own $$(tools/install envoy-$$v)" || exit; done && \
 		ENVOY_VERSIONS="$$own $$(tools/install envoy)" REDIS="$$(tools/install redis)" go test -count=1 -timeout 40m -v ./envoy/e2e/versions $(if $(WRITE),-write)
 
-soak: ## Run 30 token lifetimes with an outage in each (6 minutes)
+soak: ## Run what takes long: token lifetimes with outages, 200 edits, restarts under load, 50,000 outcomes (20 minutes)
 	$(PARTS) && SOAK=1 go test -race -count=1 -timeout 15m -run Soak -v ./envoy/e2e
+	$(PARTS) && SOAK=1 go test -count=1 -timeout 30m -run 'XDSEdits|E9_RollingRestart|E9_KillOneOfTwo|TestOutcomesEqual|TestOutcomesAcross' -v ./envoy/e2e
 
 lint: ## Run golangci-lint (the first run builds it: about 2 minutes)
 	$(TOOL) golangci-lint run
@@ -92,7 +94,7 @@ fuzz: ## Run every fuzz target for FUZZTIME (60s; FUZZ="FuzzJWS …" for some)
 vuln: ## Look for known vulnerabilities in what the binary uses
 	tools/vuln
 
-deps: ## Install the real Envoy, LiteLLM, moto and Redis into .cache/
+deps: ## Install the real Envoy, LiteLLM and the other parts into .cache/
 	@tools/install envoy
 	@tools/install litellm
 	@tools/install moto

@@ -73,6 +73,7 @@ type checker struct {
 	// listener's chain asks us about.
 	guarded, covered map[string]bool
 	processorNames   map[string]tree // clusters that our filters call, and a place that does
+	guards           map[string]bool // names of filters that demand the mark
 	anyMarked        bool            // some ext_proc filter is clearly ours
 }
 

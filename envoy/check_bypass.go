@@ -8,7 +8,7 @@ import (
 // trailers checks that a caller's trailers end here: we are asked about headers.
 func (c *checker) trailers(all []filter, f filter) {
 	if slices.ContainsFunc(all, func(b filter) bool {
-		return b.kind == "HeaderMutation" && !b.entry.get("disabled").yes() && removesAll(b.config.get("mutations", "request_trailers_mutations"))
+		return b.kind == "HeaderMutation" && !b.off() && removesAll(b.config.get("mutations", "request_trailers_mutations"))
 	}) {
 		return
 	}

@@ -18,7 +18,7 @@ func (c *checker) clusterChecks() {
 		options := upstreamOptions(cl)
 		if c.guarded[name] {
 			// Mutations before this chain do not count: a second attempt starts here.
-			c.chain(options.get("http_filters"), true, false, up)
+			c.chain(filters(options.get("http_filters")), true, false, up)
 		}
 		c.destinationOf(cl)
 		c.transport(cl, up)

@@ -12,7 +12,11 @@ import (
 type filter struct {
 	entry, config tree
 	kind          string
+	on            bool // switched on by a route
 }
+
+// off reports whether a filter is switched off, and stays so.
+func (f filter) off() bool { return f.entry.get("disabled").yes() && !f.on }
 
 func filters(list tree) []filter {
 	items := list.items()
@@ -61,9 +65,13 @@ func (c *checker) processors() {
 			chains = append(chains, m.hcm.get("http_filters"))
 		}
 	}
+	c.guards = map[string]bool{}
 	for _, chain := range chains {
 		for _, f := range filters(chain) {
 			c.anyMarked = c.anyMarked || f.kind == "ExternalProcessor" && marked(f)
+			if watches(f) && f.config.mentions(GuardHeader) {
+				c.guards[f.entry.get("name").str()] = true
+			}
 		}
 	}
 	for _, cl := range c.clusters {
@@ -77,8 +85,7 @@ func (c *checker) processors() {
 
 // chain checks a filter chain with one of ours in it. up is nil where the policy
 // does not say whose it is; early is whether the mark is gone before the chain.
-func (c *checker) chain(list tree, upstream, early bool, up *target) {
-	all := filters(list)
+func (c *checker) chain(all []filter, upstream, early bool, up *target) {
 	for i, f := range all {
 		if !c.ours(f) {
 			continue
@@ -132,9 +139,9 @@ func (c *checker) guard(after []filter, f filter, upstream bool) {
 				"guard-too-early", "the guard is an RBAC filter in a cluster's chain",
 				"There it runs when a host is chosen, before ext_proc, and refuses everything", "use the Lua guard of `render envoy`",
 			})
-		case g.entry.get("disabled").yes():
+		case g.off():
 			c.report(g.entry.get("disabled"), problem{"guard-disabled", "the guard is switched off", why, "remove `disabled`"})
-		case upstream:
+		case upstream, f.on:
 			c.guardName(g, f)
 		}
 		return
@@ -166,7 +173,7 @@ func (c *checker) guardName(g, f filter) {
 
 // extProc checks the filter itself.
 func (c *checker) extProc(f filter, upstream bool) {
-	c.rules(f.entry, []rule{{[]string{"disabled"}, notTrue, problem{
+	c.rules(f.entry, []rule{{[]string{"disabled"}, func(tree) bool { return !f.off() }, problem{
 		"ext-proc-disabled", "the filter is switched off", "Every route that does not switch it on is unprotected", "remove `disabled`",
 	}}})
 	c.rules(f.config, extProcRules())
@@ -279,7 +286,7 @@ func (c *checker) identity(f filter, upstream bool, up *target) {
 	switch {
 	case !known:
 		c.report(ids[0], problem{"unknown-upstream", fmt.Sprintf("the policy has no upstream %q", ids[0].str()), "Every call is refused as no_policy", "name an upstream of the policy file"})
-	case upstream && up != nil && named1 != up:
+	case (upstream || f.on) && up != nil && named1 != up:
 		c.report(ids[0], problem{
 			"other-upstream", fmt.Sprintf("cluster %q says it is upstream %q", up.Cluster, ids[0].str()),
 			"This cluster would be lent the credential of another upstream", fmt.Sprintf("set %s to %q", UpstreamMetadata, up.Name),

@@ -15,16 +15,16 @@ func (c *checker) listenerChecks() {
 }
 
 func (c *checker) manager(m manager) {
-	chain := m.hcm.get("http_filters")
-	asks := slices.ContainsFunc(filters(chain), c.ours)
+	chain := filters(m.hcm.get("http_filters"))
 	rc, seen := c.routesOf(m.hcm)
+	own := c.asking(chain, legs(rc))
 	var mine []leg
 	for _, l := range legs(rc) {
-		if asks || c.concerns(l) {
+		if own.always || c.concerns(l) || c.asks(chain, l) {
 			mine = append(mine, l)
 		}
 	}
-	if !asks && len(mine) == 0 && (seen || len(c.guarded) == 0) {
+	if !own.any && len(mine) == 0 && (seen || len(c.guarded) == 0) {
 		return
 	}
 	if !seen {
@@ -37,11 +37,11 @@ func (c *checker) manager(m manager) {
 		config, _ := e.config()
 		return removes(config.get("mutations"), GuardHeader)
 	})
-	if asks {
+	if own.always {
 		c.chain(chain, false, early, nil)
-		c.answersIn(filters(chain), mine)
+		c.answersIn(chain, mine)
 		c.oneIdentity(chain, mine)
-	} else if !early {
+	} else if !own.any && !early {
 		c.report(m.hcm.get("early_header_mutation_extensions"), problem{
 			"mark-not-removed", "nothing removes " + GuardHeader + " when a request comes in", "It is ours alone to set",
 			"add early_header_mutation_extensions with `remove: " + GuardHeader + "`",
@@ -51,14 +51,72 @@ func (c *checker) manager(m manager) {
 	c.tunnels(m.hcm.get("upgrade_configs"))
 	c.outcomeLog(m.hcm.get("access_log"), mine)
 	for _, l := range mine {
-		c.leg(l, asks)
-		c.rejected(m.hcm, l)
-		c.toolsLeg(m.hcm, l, asks)
-		if asks {
-			for _, name := range l.clusters() {
-				c.covered[name] = true
-			}
+		c.managedLeg(m.hcm, l, own, early)
+	}
+}
+
+// managedLeg checks one route of a connection manager.
+func (c *checker) managedLeg(hcm tree, l leg, own asking, early bool) {
+	chain := filters(hcm.get("http_filters"))
+	asks := own.always || c.asks(chain, l)
+	if !own.always && asks {
+		c.switched(running(chain, l), l, early)
+	}
+	c.leg(l, asks)
+	c.rejected(hcm, l)
+	c.toolsLeg(hcm, l, asks)
+	if asks {
+		for _, name := range l.clusters() {
+			c.covered[name] = true
 		}
+	}
+}
+
+// asking says which filters of a listener ask us: any at all, and always, or where a
+// route switches them on.
+type asking struct{ any, always bool }
+
+func (c *checker) asking(chain []filter, all []leg) asking {
+	var a asking
+	for _, f := range chain {
+		if c.ours(f) {
+			a.any, a.always = true, a.always || !f.entry.get("disabled").yes()
+		}
+	}
+	if a.any && !a.always {
+		// One that no route switches on is one that is switched off.
+		a.always = !slices.ContainsFunc(all, func(l leg) bool { return c.asks(chain, l) })
+	}
+	return a
+}
+
+// asks reports whether a filter of ours runs on a route.
+func (c *checker) asks(chain []filter, l leg) bool {
+	return slices.ContainsFunc(running(chain, l), c.ours)
+}
+
+// running are the filters of a listener that run on a route.
+func running(chain []filter, l leg) []filter {
+	var all []filter
+	for _, f := range chain {
+		if _, on := effective(f, l); on {
+			f.on = true
+			all = append(all, f)
+		}
+	}
+	return all
+}
+
+// switched checks the chain of a route that switches ours on: what is said to us there
+// is about its own cluster.
+func (c *checker) switched(chain []filter, l leg, early bool) {
+	ups := c.upstreamsOf([]leg{l}, func(*target) bool { return true })
+	if len(ups) == 0 {
+		c.chain(chain, false, early, nil)
+		return
+	}
+	for _, up := range ups {
+		c.chain(chain, false, early, up)
 	}
 }
 
@@ -112,14 +170,14 @@ func managerRules() []rule {
 
 // oneIdentity checks a listener's filter that names one upstream while its routes
 // lead to several.
-func (c *checker) oneIdentity(chain tree, mine []leg) {
+func (c *checker) oneIdentity(chain []filter, mine []leg) {
 	names := map[string]bool{}
 	for _, l := range mine {
 		for _, n := range l.clusters() {
 			names[n] = true
 		}
 	}
-	for _, f := range filters(chain) {
+	for _, f := range chain {
 		ids := identities(f.config.get("grpc_service", "initial_metadata"))
 		if c.ours(f) && len(ids) > 0 && len(names) > 1 {
 			c.report(ids[0], problem{

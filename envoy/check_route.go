@@ -80,16 +80,12 @@ func (c *checker) redirects(l leg) {
 }
 
 func (c *checker) legRetries(l leg) {
-	policies := []tree{l.action.get("retry_policy"), l.vhost().get("retry_policy")}
-	heals := false
-	for _, p := range policies {
-		c.retries(p)
-		heals = heals || slices.Contains(p.get("retriable_status_codes").strs(), "401") && slices.Contains(retryWords(p), "retriable-status-codes")
-	}
-	for _, hedge := range []tree{l.action.get("hedge_policy"), l.vhost().get("hedge_policy")} {
-		if hedge.ok() {
-			c.report(hedge, problem{"hedged", "slow requests are sent a second time", "A tool call may not be safe to run twice", "remove hedge_policy"})
-		}
+	// A route's own policy counts in the place of its virtual host's.
+	p := l.inForce("retry_policy")
+	c.retries(p)
+	heals := slices.Contains(p.get("retriable_status_codes").strs(), "401") && slices.Contains(retryWords(p), "retriable-status-codes")
+	if hedge := l.inForce("hedge_policy"); hedge.ok() {
+		c.report(hedge, problem{"hedged", "slow requests are sent a second time", "A tool call may not be safe to run twice", "remove hedge_policy"})
 	}
 	for _, name := range l.clusters() {
 		cl, _ := c.cluster(name)
@@ -102,6 +98,14 @@ func (c *checker) legRetries(l leg) {
 			"set retry_policy: {retry_on: retriable-status-codes, retriable_status_codes: [401], num_retries: 1}",
 		})
 	}
+}
+
+// inForce returns the setting of a route's action, else that of its virtual host.
+func (l leg) inForce(key string) tree {
+	if own := l.action.get(key); own.ok() {
+		return own
+	}
+	return l.vhost().get(key)
 }
 
 func retryWords(p tree) []string {
@@ -146,7 +150,7 @@ func (c *checker) overrides(configs tree) {
 			inner, kind = config.get("config").config()
 		}
 		isProcessor := strings.HasPrefix(name, filterExtProc) || kind == "ExtProcPerRoute"
-		isGuard := strings.HasPrefix(name, filterGuard) || strings.HasPrefix(name, "envoy.filters.http.rbac") || kind == "LuaPerRoute" || kind == "RBACPerRoute"
+		isGuard := c.guards[name] // a filter of that kind with another name is somebody else's
 		switch {
 		case isProcessor:
 			c.processorOverride(off, inner)

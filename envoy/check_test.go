@@ -189,7 +189,7 @@ func brokenListener() []broken {
 		{"retry-replays", route + "route/retry_policy/retry_on", "retriable-status-codes,reset"},
 		{"retry-replays", route + "route/retry_policy/retriable_status_codes", "[401, 503]"},
 		{"retry-too-often", route + "route/retry_policy/num_retries", "3"},
-		{"retry-replays", vhost + "retry_policy", "{retry_on: gateway-error}"},
+		{"", vhost + "retry_policy", "{retry_on: gateway-error}"}, // each route has its own
 		{"no-retry", route + "route/retry_policy", ""},
 		{"hedged", route + "route/hedge_policy", "{hedge_on_per_try_timeout: true}"},
 		{"authorization-removed", route + "request_headers_to_remove", "[Authorization]"},
@@ -372,6 +372,21 @@ func TestCheckAnswersInAListener(t *testing.T) {
 	} {
 		if got := has(tc.set, tc.id, tc.changes...); got != tc.want {
 			t.Errorf("%s: %s: want %v, got %v", name, tc.id, tc.want, got)
+		}
+	}
+}
+
+// TestCheckWhatARouteInherits: a virtual host's retries and hedges hold for the routes
+// without their own.
+func TestCheckWhatARouteInherits(t *testing.T) {
+	s := breakable()
+	text := edit(t, render(t, s, envoy.Options{}), broken{"", route + "route/retry_policy", ""})
+	for _, b := range []broken{
+		{"no-retry retry-replays", vhost + "retry_policy", "{retry_on: gateway-error}"},
+		{"hedged no-retry", vhost + "hedge_policy", "{hedge_on_per_try_timeout: true}"},
+	} {
+		if got := idsOf(check(t, edit(t, text, b), s)); got != b.ids {
+			t.Errorf("want %q, got %q", b.ids, got)
 		}
 	}
 }

@@ -44,7 +44,7 @@ func (c *checker) toolsLeg(hcm tree, l leg, asks bool) {
 			continue
 		}
 		if asks {
-			for _, f := range filters(hcm.get("http_filters")) {
+			for _, f := range running(filters(hcm.get("http_filters")), l) {
 				if c.ours(f) {
 					c.toolsFilter(f.config, up)
 				}

@@ -22,7 +22,7 @@ import (
 const protocolOptions = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 
 // clusters returns the server's cluster, then one per upstream.
-func clusters(set *policy.Set, ups []target, opt Options) ([]*clusterv3.Cluster, error) {
+func clusters(ups []target, opt Options) ([]*clusterv3.Cluster, error) {
 	processor, err := processorCluster(opt)
 	if err != nil {
 		return nil, err
@@ -34,7 +34,7 @@ func clusters(set *policy.Set, ups []target, opt Options) ([]*clusterv3.Cluster,
 			return nil, fmt.Errorf("upstream %q: cluster %q is already that of %s; give each its own envoy.cluster", t.Name, t.Cluster, other)
 		}
 		byName[t.Cluster] = fmt.Sprintf("upstream %q", t.Name)
-		c, err := upstreamCluster(t, set, opt)
+		c, err := upstreamCluster(t, opt)
 		if err != nil {
 			return nil, fmt.Errorf("upstream %q: %w", t.Name, err)
 		}
@@ -45,12 +45,12 @@ func clusters(set *policy.Set, ups []target, opt Options) ([]*clusterv3.Cluster,
 
 // upstreamCluster is where the policy is enforced: the filters in it run for
 // every attempt, after every routing decision.
-func upstreamCluster(t target, set *policy.Set, opt Options) (*clusterv3.Cluster, error) {
+func upstreamCluster(t target, opt Options) (*clusterv3.Cluster, error) {
 	var p packed
 	c := baseCluster(t.Cluster, socketAddress(t.host, t.port))
 	c.ConnectTimeout = seconds(5 * time.Second)
 	c.PerConnectionBufferLimitBytes = u32(buffers(t))
-	filters, err := upstreamFilters(&p, t, set)
+	filters, err := upstreamFilters(&p, t)
 	if err != nil {
 		return nil, err
 	}

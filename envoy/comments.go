@@ -1,5 +1,7 @@
 package envoy
 
+import "slices"
+
 // header opens the rendered file.
 func header() string {
 	return `# Envoy for the upstreams of an envoy-mcp-auth policy. Written by
@@ -85,6 +87,7 @@ func clusterComments() []comment {
 func filterComments() []comment {
 	return []comment{
 		{"typed_config.grpc_service", "initial_metadata names the upstream. A caller cannot touch it, unlike a header."},
+		{"grpc_service.retry_policy", "A server that is gone before it answered: another one is asked, when there is one.\nNothing was lent by then."},
 		{"typed_config.failure_mode_allow", "No answer is a refusal."},
 		{"typed_config.processing_mode", "One message per attempt: the request's headers. Where the policy says outcomes:\nresponse_headers, those of the answer make a second one."},
 		{"typed_config.allow_mode_override", "Tool rules need the body of a POST. envoy-mcp-auth asks for it, and may ask for\nnothing else."},
@@ -95,4 +98,18 @@ func filterComments() []comment {
 		{"typed_config.route_cache_action", "The route is settled; no reply may choose another."},
 		{"typed_config.default_source_code", "The guard. A stream that ends without an error before a reply lets the request\nthrough untouched, the caller's credentials included, even though\nfailure_mode_allow is false. Then the mark is missing."},
 	}
+}
+
+// patchComments are those for a configuration of somebody's own, where some of it
+// stands in other places.
+func patchComments() []comment {
+	own := []comment{
+		{"typed_config.early_header_mutation_extensions", "Only envoy-mcp-auth may set this mark; see the guard in the upstreams' clusters."},
+		{"routes.request_headers_to_remove", "Headers by which a caller could tell the upstream of another host or path than it\nasked for."},
+		{"typed_per_filter_config.envoy.filters.http.custom_response", "The upstream's last 401 is about our credential, and a caller can do nothing about\nit: it becomes a 502 with a reason, so that no client starts a login. A 401 that\nthis Envoy itself gives stays."},
+	}
+	others := slices.DeleteFunc(bootstrapComments(), func(c comment) bool {
+		return slices.ContainsFunc(own, func(o comment) bool { return o.at == c.at })
+	})
+	return append(own, others...)
 }

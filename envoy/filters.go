@@ -1,10 +1,12 @@
 package envoy
 
 import (
+	"cmp"
 	"fmt"
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	mutationv3 "github.com/envoyproxy/go-control-plane/envoy/config/common/mutation_rules/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -13,6 +15,7 @@ import (
 	luav3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/lua/v3"
 	codecv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/upstream_codec/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	previousv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/retry/host/previous_hosts/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	"google.golang.org/protobuf/types/known/anypb"
 
@@ -25,24 +28,33 @@ func httpFilter(name string, config *anypb.Any) *hcmv3.HttpFilter {
 
 // upstreamFilters is the chain of one upstream's cluster. The order is the point:
 // the mark goes, the server may set it, the guard demands it.
-func upstreamFilters(p *packed, t target, set *policy.Set) ([]*hcmv3.HttpFilter, error) {
+func upstreamFilters(p *packed, t target) ([]*hcmv3.HttpFilter, error) {
 	if strings.ContainsAny(t.Name, "\"\\\r\n]") {
 		return nil, fmt.Errorf("name %q cannot be written into the guard", t.Name)
 	}
-	unmark := &headerv3.HeaderMutation{Mutations: &headerv3.Mutations{
-		RequestMutations:         []*mutationv3.HeaderMutation{removeHeader(GuardHeader)},
-		RequestTrailersMutations: []*mutationv3.HeaderMutation{removeAll()},
-		// Only what the upstream answers comes this way. A refusal by one of
-		// the filters below leaves the chain at once.
-		ResponseMutations:         []*mutationv3.HeaderMutation{removeHeader(ReasonHeader)},
-		ResponseTrailersMutations: []*mutationv3.HeaderMutation{removeHeader(ReasonHeader)},
-	}}
+	unmark := unmarking()
+	// Only what the upstream answers comes this way. A refusal by one of
+	// the filters below leaves the chain at once.
+	unmark.Mutations.ResponseMutations = []*mutationv3.HeaderMutation{removeHeader(ReasonHeader)}
+	unmark.Mutations.ResponseTrailersMutations = []*mutationv3.HeaderMutation{removeHeader(ReasonHeader)}
+	return append(askingFilters(p, t, unmark), httpFilter(filterUpstreamCodec, p.any(&codecv3.UpstreamCodec{}))), nil
+}
+
+// askingFilters are the filters that ask and hold a request to the answer.
+func askingFilters(p *packed, t target, unmark *headerv3.HeaderMutation) []*hcmv3.HttpFilter {
 	return []*hcmv3.HttpFilter{
 		httpFilter(filterHeaderMutation, p.any(unmark)),
-		httpFilter(filterExtProc, p.any(processor(t, set))),
+		httpFilter(filterExtProc, p.any(processor(p, t))),
 		httpFilter(filterGuard, p.any(&luav3.Lua{DefaultSourceCode: inlineString(guardCode(t.Name))})),
-		httpFilter(filterUpstreamCodec, p.any(&codecv3.UpstreamCodec{})),
-	}, nil
+	}
+}
+
+// unmarking takes off what the server alone may set, and trailers.
+func unmarking() *headerv3.HeaderMutation {
+	return &headerv3.HeaderMutation{Mutations: &headerv3.Mutations{
+		RequestMutations:         []*mutationv3.HeaderMutation{removeHeader(GuardHeader)},
+		RequestTrailersMutations: []*mutationv3.HeaderMutation{removeAll()},
+	}}
 }
 
 // removeAll takes every trailer of a request off. The server is not asked about
@@ -58,7 +70,7 @@ func removeAll() *mutationv3.HeaderMutation {
 
 // processor is the ext_proc filter: one message per attempt, and a refusal
 // whenever there is no answer.
-func processor(t target, _ *policy.Set) *extprocv3.ExternalProcessor {
+func processor(p *packed, t target) *extprocv3.ExternalProcessor {
 	ours := &extprocv3.MetadataOptions_MetadataNamespaces{Untyped: []string{MetadataNamespace}}
 	read := ours
 	if t.proof() == policy.ProofMCPFilter {
@@ -66,9 +78,10 @@ func processor(t target, _ *policy.Set) *extprocv3.ExternalProcessor {
 	}
 	f := &extprocv3.ExternalProcessor{
 		GrpcService: &corev3.GrpcService{
-			TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{ClusterName: ProcessorCluster}},
+			TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{ClusterName: cmp.Or(t.asks, ProcessorCluster)}},
 			InitialMetadata: identity(t),
 			Timeout:         seconds(messageTimeout),
+			RetryPolicy:     askAgain(p),
 		},
 		MessageTimeout: seconds(messageTimeout),
 		ProcessingMode: &extprocv3.ProcessingMode{
@@ -89,6 +102,22 @@ func processor(t target, _ *policy.Set) *extprocv3.ExternalProcessor {
 		onBodies(f)
 	}
 	return f
+}
+
+// askAgain has another server decide when the one that was asked is gone before it
+// answered. Nothing was lent by then, so that no call is at risk: what one did and
+// could not tell is on its record, and is done again.
+func askAgain(p *packed) *corev3.RetryPolicy {
+	return &corev3.RetryPolicy{
+		RetryOn:      "reset", // connections that fail or are refused included
+		NumRetries:   u32(3),
+		RetryBackOff: &corev3.BackoffStrategy{BaseInterval: seconds(10 * time.Millisecond), MaxInterval: seconds(100 * time.Millisecond)},
+		RetryHostPredicate: []*corev3.RetryPolicy_RetryHostPredicate{{
+			Name:       "envoy.retry_host_predicates.previous_hosts",
+			ConfigType: &corev3.RetryPolicy_RetryHostPredicate_TypedConfig{TypedConfig: p.any(&previousv3.PreviousHostsPredicate{})},
+		}},
+		HostSelectionRetryMaxAttempts: 3,
+	}
 }
 
 // answers says whether the headers of answers are sent, which tell how a call ended

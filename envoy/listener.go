@@ -103,8 +103,12 @@ func connectionManager(p *packed, name string, routes *routev3.RouteConfiguratio
 // earlyRemoval takes our own mark off before anything reads the request, and what
 // a caller could write to make an upstream believe in another host or path.
 func earlyRemoval(p *packed) *corev3.TypedExtensionConfig {
-	all := []*mutationv3.HeaderMutation{removeHeader(GuardHeader)}
-	for _, name := range misleadingHeaders() {
+	return takeOff(p, append([]string{GuardHeader}, misleadingHeaders()...)...)
+}
+
+func takeOff(p *packed, headers ...string) *corev3.TypedExtensionConfig {
+	var all []*mutationv3.HeaderMutation
+	for _, name := range headers {
 		all = append(all, removeHeader(name))
 	}
 	return &corev3.TypedExtensionConfig{
@@ -156,8 +160,8 @@ func outcomes(p *packed, ups []target) []*accesslogv3.AccessLog {
 // cannot do anything about our credential, and a 401 would send it to a login.
 // Upstreams that are lent nothing switch it off on their route. A 401 of our own
 // is for the caller and stays: it alone has a reason, because the cluster's chain
-// takes that header off whatever the upstream answers.
-func rejectedResponse(p *packed) *customv3.CustomResponse {
+// takes that header off whatever the upstream answers. also are further conditions.
+func rejectedResponse(p *packed, also ...*predicate) *customv3.CustomResponse {
 	reason := policy.UpstreamRejected
 	reply := &localv3.LocalResponsePolicy{
 		StatusCode:           u32(uint32(reason.Status())), //nolint:gosec // a status has three digits
@@ -166,15 +170,11 @@ func rejectedResponse(p *packed) *customv3.CustomResponse {
 	}
 	is401 := matches("status", p.any(&matcherv3.HttpResponseStatusCodeMatchInput{}),
 		&xdsmatcherv3.StringMatcher{MatchPattern: &xdsmatcherv3.StringMatcher_Exact{Exact: "401"}})
-	// A header that is absent matches no expression, and an empty one this one.
-	isOurs := matches("reason", p.any(&matcherv3.HttpResponseHeaderMatchInput{HeaderName: ReasonHeader}),
-		&xdsmatcherv3.StringMatcher{MatchPattern: &xdsmatcherv3.StringMatcher_SafeRegex{SafeRegex: &xdsmatcherv3.RegexMatcher{
-			EngineType: &xdsmatcherv3.RegexMatcher_GoogleRe2{GoogleRe2: &xdsmatcherv3.RegexMatcher_GoogleRE2{}}, Regex: ".*",
-		}}})
+	isOurs := hasHeader(p, "reason", ReasonHeader)
 	both := &predicate{MatchType: &xdsmatcherv3.Matcher_MatcherList_Predicate_AndMatcher{
-		AndMatcher: &xdsmatcherv3.Matcher_MatcherList_Predicate_PredicateList{Predicate: []*predicate{
+		AndMatcher: &xdsmatcherv3.Matcher_MatcherList_Predicate_PredicateList{Predicate: append([]*predicate{
 			is401, {MatchType: &xdsmatcherv3.Matcher_MatcherList_Predicate_NotMatcher{NotMatcher: isOurs}},
-		}},
+		}, also...)},
 	}}
 	return &customv3.CustomResponse{CustomResponseMatcher: &xdsmatcherv3.Matcher{
 		MatcherType: &xdsmatcherv3.Matcher_MatcherList_{MatcherList: &xdsmatcherv3.Matcher_MatcherList{
@@ -186,6 +186,15 @@ func rejectedResponse(p *packed) *customv3.CustomResponse {
 			}},
 		}},
 	}}
+}
+
+// hasHeader matches an answer with that header: one that is absent matches no
+// expression, and an empty one this one.
+func hasHeader(p *packed, name, header string) *predicate {
+	return matches(name, p.any(&matcherv3.HttpResponseHeaderMatchInput{HeaderName: header}),
+		&xdsmatcherv3.StringMatcher{MatchPattern: &xdsmatcherv3.StringMatcher_SafeRegex{SafeRegex: &xdsmatcherv3.RegexMatcher{
+			EngineType: &xdsmatcherv3.RegexMatcher_GoogleRe2{GoogleRe2: &xdsmatcherv3.RegexMatcher_GoogleRE2{}}, Regex: ".*",
+		}}})
 }
 
 type predicate = xdsmatcherv3.Matcher_MatcherList_Predicate

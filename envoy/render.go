@@ -120,7 +120,7 @@ func bootstrap(set *policy.Set, opt Options) (*bootstrapv3.Bootstrap, error) {
 	if b.StaticResources.Listeners, err = listeners(set, ups); err != nil {
 		return nil, err
 	}
-	if b.StaticResources.Clusters, err = clusters(set, ups, opt); err != nil {
+	if b.StaticResources.Clusters, err = clusters(ups, opt); err != nil {
 		return nil, err
 	}
 	return b, common(b, opt)

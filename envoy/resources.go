@@ -69,7 +69,7 @@ func newResources(set *policy.Set, opt Options) (*Resources, error) {
 			return nil, err
 		}
 	}
-	all, err := clusters(set, ups, opt)
+	all, err := clusters(ups, opt)
 	if err != nil {
 		return nil, err
 	}

@@ -24,6 +24,8 @@ type target struct {
 	path      string // escaped, "" for the root
 	// served is whether Envoy is told of it by this program, and not by a file.
 	served bool
+	// asks is the cluster of this program, where it is not ours to name.
+	asks string
 }
 
 func targets(set *policy.Set) ([]target, error) {

@@ -2,12 +2,10 @@ package envoy
 
 import (
 	"bytes"
-	"fmt"
 	"slices"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
-	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 )
 
@@ -17,20 +15,12 @@ type comment struct {
 	text string
 }
 
-// commented turns a message into YAML with remarks. protojson puts random spaces
-// into its output on purpose; reading it again as YAML takes them out.
+// commented turns a message into YAML with remarks.
 func commented(m proto.Message, remarks []comment) ([]byte, error) {
-	j, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(m)
+	root, err := (&writer{left: slices.Clone(remarks)}).message(m, "")
 	if err != nil {
 		return nil, err
 	}
-	var doc yaml.Node
-	if err := yaml.Unmarshal(j, &doc); err != nil {
-		return nil, fmt.Errorf("reading our own JSON: %w", err)
-	}
-	root := doc.Content[0]
-	w := &writer{left: slices.Clone(remarks)}
-	w.walk(root, "")
 	var b bytes.Buffer
 	b.WriteString(header() + "\n\n")
 	if err := encode(&b, root, "", pieceNodes); err != nil {
@@ -39,14 +29,19 @@ func commented(m proto.Message, remarks []comment) ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-type writer struct{ left []comment }
+type writer struct {
+	left []comment
+	// merged is whether what is written is merged into something else, where a zero
+	// value says nothing.
+	merged bool
+}
 
 // walk sets block style, sorts keys and puts each remark at its first place.
 func (w *writer) walk(n *yaml.Node, path string) {
 	n.Style = 0
 	switch n.Kind {
 	case yaml.MappingNode:
-		spellOut(n)
+		spellOut(n, w.merged)
 		sortKeys(n)
 		for i := 0; i < len(n.Content); i += 2 {
 			key, value := n.Content[i], n.Content[i+1]
@@ -79,14 +74,20 @@ func (w *writer) remark(path string) string {
 
 // spellOut writes down the zero values that decide about safety. protojson leaves
 // them out, and a reader should not have to know Envoy's defaults by heart.
-func spellOut(n *yaml.Node) {
+func spellOut(n *yaml.Node, merged bool) {
+	say := func(key, value string) {
+		if k, _ := entryOf(n, key); k == nil {
+			n.Content = append(n.Content, plain(key), plain(value))
+		}
+	}
 	switch {
 	case strings.HasSuffix(scalar(n, "@type"), ".ExternalProcessor"):
-		n.Content = append(n.Content, plain("failure_mode_allow"), plain("false"))
+		say("failure_mode_allow", "false")
 	case scalar(n, "request_header_mode") != "":
-		n.Content = append(n.Content, plain("request_body_mode"), plain("NONE"), plain("response_body_mode"), plain("NONE"))
-	case strings.HasSuffix(scalar(n, "@type"), ".HttpConnectionManager"):
-		n.Content = append(n.Content, plain("forward_client_cert_details"), plain("SANITIZE"))
+		say("request_body_mode", "NONE")
+		say("response_body_mode", "NONE")
+	case strings.HasSuffix(scalar(n, "@type"), ".HttpConnectionManager") && !merged:
+		say("forward_client_cert_details", "SANITIZE")
 	}
 }
 

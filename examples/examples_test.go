@@ -31,6 +31,7 @@ func kinds() map[string]func(t *testing.T, path string, b []byte) {
 		"services":         func(*testing.T, string, []byte) {}, // compose has tests of its own
 		"groups":           func(*testing.T, string, []byte) {}, // and prometheus
 		"rule_files":       func(*testing.T, string, []byte) {},
+		"apiVersion":       func(*testing.T, string, []byte) {}, // and grafana's provisioning
 	}
 }
 

@@ -1,7 +1,9 @@
 package extproc
 
 import (
+	"bytes"
 	"errors"
+	"slices"
 	"strings"
 
 	"google.golang.org/grpc/codes"
@@ -98,13 +100,29 @@ func (x *exchange) bearer() policy.Bearer {
 
 // ToolName names a call as Decision.Tool does: a tool by its name, anything else by
 // method and target, in at most 193 characters, all visible ASCII but for a blank
-// between the two. No tool's name holds a blank.
+// between the two. No tool's name holds a blank. Of the URI of a resource, the parts
+// that hold arguments and passwords are left out.
 func ToolName(c *policy.Call) string {
-	target := printable(c.Target, maxTool)
 	if string(c.Method) == "tools/call" {
-		return target
+		return printable(c.Target, maxTool)
 	}
-	return strings.TrimSpace(printable(c.Method, 64) + " " + target)
+	return strings.TrimSpace(printable(c.Method, 64) + " " + printable(place(c.Target), maxTool))
+}
+
+// place is a URI without query, fragment and user.
+func place(uri []byte) []byte {
+	if i := bytes.IndexAny(uri, "?#"); i >= 0 {
+		uri = uri[:i]
+	}
+	before, rest, ok := bytes.Cut(uri, []byte("//"))
+	if !ok {
+		return uri
+	}
+	authority, _, _ := bytes.Cut(rest, []byte("/"))
+	if i := bytes.LastIndexByte(authority, '@'); i >= 0 {
+		return slices.Concat(before, []byte("//"), rest[i+1:])
+	}
+	return uri
 }
 
 // id is the id of the request that is refused, where its body was read and holds

@@ -407,6 +407,10 @@ func TestToolNamesAreBounded(t *testing.T) {
 	for _, tc := range []struct{ method, target, want string }{
 		{"tools/call", "read", "read"},
 		{"resources/read", "file:///a b", "resources/read file:///ab"},
+		// L9: what of a URI is an argument, or worse.
+		{"resources/read", "https://me:secret@files.test/a@b?token=secret#secret", "resources/read https://files.test/a@b"},
+		{"resources/read", "db://me@", "resources/read db://"},
+		{"resources/read", "note:?secret", "resources/read note:"},
 		{"tools/list", "", "tools/list"},
 		{"tools/call", "a\x1b[31m\né", "a[31m"},
 		{"x" + strings.Repeat("y", 100), strings.Repeat("z", 1000), "x" + strings.Repeat("y", 63) + " " + strings.Repeat("z", 128)},

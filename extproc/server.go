@@ -76,8 +76,8 @@ type Decision struct {
 	// Reason says how it ended.
 	Reason policy.Reason
 	// Tool is what the request would run, where rules govern that: the name of a
-	// tool, else method and target. At most 193 visible characters and a blank,
-	// and the caller's to choose.
+	// tool, else method and target, a URI without query, fragment and user. At most
+	// 193 visible characters and a blank, and the caller's to choose.
 	Tool string
 	// Rule is the number of the rule that decided about it, 0 for none.
 	Rule int

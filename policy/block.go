@@ -135,6 +135,10 @@ func setDefault(v reflect.Value, text string) {
 	switch p := v.Addr().Interface().(type) {
 	case *string:
 		*p = text
+	case *int:
+		*p, _ = strconv.Atoi(text)
+	case *Rate:
+		*p, _ = parseRate(text)
 	case *Duration:
 		*p, _ = parseDuration(text)
 	case *Size:

@@ -26,6 +26,9 @@ func (c *checker) file() {
 	if c.f.SharedCache != nil {
 		c.sharedCache("shared_cache", c.f.SharedCache)
 	}
+	if c.f.Watch != nil {
+		c.watch("watch", c.f.Watch)
+	}
 	if c.f.Audit != nil {
 		c.audit("audit", c.f.Audit)
 	}

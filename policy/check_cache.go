@@ -6,9 +6,9 @@ import (
 	"strings"
 )
 
-// minCacheKey is the least length of shared_cache.key and audit.key: what 128 bits need when
-// they are written in hex.
-const minCacheKey = 32
+// minKey is the least length of shared_cache.key, audit.key and the secret of the watch's
+// webhook: what 128 bits need when they are written in hex.
+const minKey = 32
 
 // sharedCache checks the `shared_cache` block.
 func (c *checker) sharedCache(path string, spec *SharedCacheSpec) {

@@ -212,6 +212,16 @@ func rateUnits() map[string]time.Duration {
 	return map[string]time.Duration{"s": time.Second, "min": time.Minute, "h": time.Hour, "day": 24 * time.Hour}
 }
 
+// String writes it as a file does; empty for none.
+func (r *Rate) String() string {
+	for unit, every := range rateUnits() {
+		if r.Every == every {
+			return strconv.Itoa(r.Count) + "/" + unit
+		}
+	}
+	return ""
+}
+
 // parseRate takes a whole number from 1, a slash and a unit.
 func parseRate(text string) (Rate, bool) {
 	number, unit, _ := strings.Cut(text, "/")

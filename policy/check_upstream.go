@@ -18,6 +18,10 @@ func (c *checker) upstream(name string) {
 	c.origins(path+".origins", up.Origins)
 	c.tools(path+".tools", up.Tools, c.callersOf(&up))
 	c.toolsOf(path, &up)
+	if up.Watch != nil {
+		c.watchRules(path+".watch", up.Watch)
+	}
+	c.disableNeedsNames(path, &up)
 	if up.Envoy != nil {
 		c.upstreamEnvoy(path+".envoy", up.Envoy)
 	}

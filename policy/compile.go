@@ -20,6 +20,7 @@ func (c *checker) compile() *Set {
 	s.SharedCache = c.compileSharedCache()
 	s.Audit = c.compileAudit()
 	s.Limits = c.compileLimits()
+	s.Watch = c.compileWatch()
 	s.Tracing = c.compileTracing()
 	callers := make(map[string]*Caller, len(c.f.Callers))
 	for _, name := range slices.Sorted(maps.Keys(c.f.Callers)) {
@@ -105,6 +106,8 @@ func (c *checker) compileUpstream(name string, callers map[string]*Caller, secre
 		CA:       c.resolve(spec.CA),
 		Cluster:  name,
 		Discover: spec.Discover,
+		Watch:    c.compileWatchRules(spec.Watch),
+		Disabled: spec.Disabled,
 	}
 	if e := spec.Envoy; e != nil {
 		up.Route, up.Listen, up.OutcomesFromHeaders = e.Route, e.Listen, e.Outcomes == "response_headers"

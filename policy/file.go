@@ -1,6 +1,9 @@
 package policy
 
-import "time"
+import (
+	"strings"
+	"time"
+)
 
 // The types in this file are the policy file as it is written. Their comments
 // are the reference: the JSON Schema and docs/policy.md are generated from them.
@@ -23,6 +26,8 @@ type File struct {
 	Limits *LimitsSpec `yaml:"limits"`
 	// Tracing says where spans go. Left out, nowhere.
 	Tracing *TracingSpec `yaml:"tracing"`
+	// Watch says how calls are watched, and who is told. Left out, nobody is.
+	Watch *WatchSpec `yaml:"watch"`
 	// Defaults holds the blocks that an upstream inherits when it does not set them itself.
 	Defaults DefaultsSpec `yaml:"defaults"`
 	// Callers names who may call, and how each one proves it.
@@ -119,6 +124,10 @@ type UpstreamSpec struct {
 	StaleGrace Duration `yaml:"stale_grace"`
 	// Discover reads the upstream's protected resource metadata (RFC 9728) in the background and compares its resource and authorization servers with this file. What differs is reported; it decides nothing.
 	Discover bool `yaml:"discover"`
+	// Watch is what this upstream has otherwise than the `watch` block of the file.
+	Watch *UpstreamWatchSpec `yaml:"watch"`
+	// Disabled switches the upstream off: every call is refused with 503 `upstream_disabled`, and other upstreams go on.
+	Disabled bool `yaml:"disabled"`
 	// Envoy says how an Envoy that you already run names this upstream, or gives it a listener of its own.
 	Envoy *UpstreamEnvoySpec `yaml:"envoy"`
 }
@@ -330,6 +339,18 @@ type StringOrFalse struct {
 
 // Duration is a time as Go writes it: 1.5s, 5m, 24h.
 type Duration time.Duration
+
+// DurationText writes a duration as a policy file would: 5m, not 5m0s.
+func DurationText(d time.Duration) string {
+	s := d.String()
+	if strings.HasSuffix(s, "m0s") {
+		s = strings.TrimSuffix(s, "0s")
+	}
+	if strings.HasSuffix(s, "h0m") {
+		s = strings.TrimSuffix(s, "0m")
+	}
+	return s
+}
 
 // Size is a number of bytes: 64KiB, 1MiB.
 type Size int64

@@ -18,6 +18,9 @@ type Set struct {
 	Limits *Limits
 	// Tracing is where spans go; nil when nowhere.
 	Tracing *Tracing
+	// Watch says what is watched of all upstreams together, and who is told; nil
+	// when nobody is.
+	Watch *Watch
 	// Upstreams are all upstreams, sorted by name.
 	Upstreams []*Upstream
 	// Callers are all callers, sorted by name.
@@ -86,6 +89,10 @@ type Upstream struct {
 	// Discover compares the upstream's protected resource metadata (RFC 9728)
 	// with this policy. It changes nothing that is decided.
 	Discover bool
+	// Watch are the rules about how its calls fare.
+	Watch WatchRules
+	// Disabled is whether an operator has switched it off.
+	Disabled bool
 
 	bearers []bearer // the headers in which its callers have tokens
 }

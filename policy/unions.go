@@ -191,8 +191,8 @@ func (d *decoder) printable(path, value string) {
 	if strings.ContainsFunc(value, func(r rune) bool { return r < ' ' || r == 0x7f }) {
 		d.fault(path, "the secret holds a control character such as a line break (not shown); store it without")
 	}
-	if (key == "shared_cache.key" || key == "audit.key") && len(value) < minCacheKey {
-		d.fault(path, "want at least %d characters, got fewer (not shown); make one with: openssl rand -base64 32", minCacheKey)
+	if slices.Contains([]string{"shared_cache.key", "audit.key", "watch.alerts.webhook.secret"}, key) && len(value) < minKey {
+		d.fault(path, "want at least %d characters, got fewer (not shown); make one with: openssl rand -base64 32", minKey)
 	}
 }
 

@@ -64,6 +64,8 @@ type Fetch struct {
 	Endpoint string
 	// Result is "ok" or the Code of the Error: a closed list.
 	Result string
+	// Kind is that of the Error, 0 for "ok".
+	Kind Kind
 	// Took is the duration from reading the secret to the checked answer.
 	Took time.Duration
 	// Expiry is the end of the new token, zero when none came.

@@ -247,7 +247,7 @@ func (cr *crowd) observe(cl *client, got granted, err *Error, took time.Duration
 	}
 	f := Fetch{Upstreams: cr.base.upstreams(), Endpoint: cl.host, Result: "ok", Took: took, Skew: got.skew}
 	if err != nil {
-		f.Result = err.Code
+		f.Result, f.Kind = err.Code, err.Kind
 	}
 	cr.cache.cfg.Observe(f)
 }

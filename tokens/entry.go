@@ -336,7 +336,7 @@ func (e *entry) land(f *flight, secret, files []byte) report {
 		return r
 	}
 	r.changed = e.fail.err == nil || e.fail.err.Code != f.err.Code || e.fail.err.Kind != f.err.Kind
-	r.fetch.Result = f.err.Code
+	r.fetch.Result, r.fetch.Kind = f.err.Code, f.err.Kind
 	if e.fail.count == 0 {
 		e.fail.since = now
 	}

@@ -22,6 +22,7 @@ import (
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/envoy"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/extproc"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/admin"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/alert"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/audit"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/limits"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/metrics"
@@ -49,6 +50,7 @@ type app struct {
 	// watchers are told of decisions and outcomes; complete before the first.
 	watchers observers
 	watch    *watch.Watch
+	alerts   *alert.Alerts
 	limits   *limits.Limits
 	// refusals are the latest, for /status and the page.
 	refusals *refusals.Ring
@@ -78,14 +80,14 @@ func newApp(ctx context.Context, src *source, log zerolog.Logger, lines *logQueu
 	a.metrics = metrics.New(versionString(), a.expiries)
 	a.secrets = secrets.New(secrets.Config{Env: src.st.env, Log: log, Stale: a.metrics.SecretsStale})
 	lines.onDrop = a.metrics.LogDropped
-	a.tokens = tokens.New(tokens.Config{Secrets: a.secrets, Now: time.Now, Log: log, Observe: a.metrics.Fetched})
+	a.tokens = tokens.New(tokens.Config{Secrets: a.secrets, Now: time.Now, Log: log, Observe: a.fetched})
 	a.resources = tokens.NewResources(tokens.ResourceConfig{Now: time.Now, Log: log, Dice: rand.Float64})
 	a.callers = tokens.NewVerifier(tokens.VerifierConfig{Now: time.Now, Log: log})
 	a.audit = audit.New(audit.Config{Secrets: a.secrets, Now: time.Now, Stdout: src.st.out, Log: log, Version: versionString()})
 	a.traces = tracing.New(tracing.Config{
 		Secrets: a.secrets, Version: versionString(), Now: time.Now, Dice: rand.Float64, Count: a.metrics.Spans, Log: log,
 	})
-	a.watch = watch.New(watch.Config{Now: time.Now, Log: log})
+	a.startWatch(log)
 	a.watchers.decisions = []extproc.Observer{a.metrics, a.watch, a.refusals, a.traces}
 	a.watchers.outcomes = []extproc.OutcomeObserver{a.metrics, a.watch, a.refusals, a.audit}
 	a.limits = newLimits(a.metrics, log)
@@ -170,6 +172,7 @@ func (a *app) run(ctx context.Context) error {
 		go a.xds.Run(background)
 	}
 	go a.reload.run(background, hup)
+	go a.watch.Run(background)
 	a.tokens.Warm(background)
 	go a.resources.Watch(background, func() []*policy.Upstream { return a.reload.set.Load().Upstreams })
 	a.callers.Warm()
@@ -272,6 +275,7 @@ func (a *app) close() {
 	a.audit.Close()
 	a.traces.Close()
 	a.limits.Close()
+	a.alerts.Close()
 	a.secrets.Close()
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -42,10 +43,11 @@ func newAuditVerify(st streams) *cobra.Command {
 			"changed, removed, moved or added. A file that is being written may be among them. What was cut off at\n" +
 			"the end shows only against a line that was known before: --head takes seq and head of audit in /status.\n" +
 			"The exit status is 0 when every line is as it was written, else 1.",
-		Example: "  envoy-mcp-auth audit verify /var/log/envoy-mcp-auth/audit.jsonl*[0-9l]\n" +
+		Example: "  envoy-mcp-auth audit verify /var/log/envoy-mcp-auth/audit.jsonl*\n" +
 			"  envoy-mcp-auth audit verify --key-file audit.key --head 1204:hmac-sha256:1f0c… audit.jsonl",
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(_ *cobra.Command, files []string) error {
+			files = slices.DeleteFunc(files, func(name string) bool { return strings.HasSuffix(name, ".lock") }) // FILE.lock matches FILE* too
 			cfg := audit.VerifyConfig{Head: head, Read: new(atomic.Int64)}
 			var err error
 			if cfg.Keys, err = keys.read(st.env); err != nil {
@@ -140,6 +142,8 @@ func printVerified(w io.Writer, r *audit.Report) error {
 	switch {
 	case r.Unfinished > 0:
 		fmt.Fprintf(&b, "%s after the last line: it is being written, or its writer was killed\n", plural64(uint64(r.Unfinished), "byte"))
+	case r.OK && r.Continues:
+		b.WriteString("the log goes on in a file that was not given\n")
 	case r.OK && !r.Closed:
 		b.WriteString("not closed: it is still written to, or its writer was killed\n")
 	}

@@ -28,7 +28,9 @@ func (a *app) view() *admin.View {
 	for i := range report.Upstreams {
 		v.Upstreams = append(v.Upstreams, viewUpstream(&report.Upstreams[i]))
 	}
-	v.Parts = viewParts(report, a.reload.set.Load())
+	set := a.reload.set.Load()
+	viewWatch(v, &report.Watch, set)
+	v.Parts = viewParts(report, set)
 	return v
 }
 
@@ -65,6 +67,9 @@ func viewParts(r *statusReport, set *policy.Set) []admin.Part {
 	var parts []admin.Part
 	if r.SharedCache != nil {
 		parts = append(parts, viewCache(r.SharedCache))
+	}
+	if r.Limits != nil {
+		parts = append(parts, viewLimits(r.Limits))
 	}
 	for i := range r.Issuers {
 		parts = append(parts, viewIssuer(i, &r.Issuers[i]))

@@ -16,6 +16,8 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
 
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/admin"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/limits"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/realchromium"
 )
 
@@ -166,5 +168,41 @@ func TestL3_PageIsNotReadByOtherNames(t *testing.T) {
 		if resp.StatusCode != want {
 			t.Errorf("Host %s: %d, want %d", host, resp.StatusCode, want)
 		}
+	}
+}
+
+// TestPageShowsLimits: what was refused, and what an outage of the service means.
+func TestPageShowsLimits(t *testing.T) {
+	t.Parallel()
+	at := time.Unix(1_800_000_000, 0)
+	service := func(state, on string) *limits.ServiceStatus {
+		return &limits.ServiceStatus{Address: "a:1", State: state, Since: &at, Error: "no answer", OnFailure: on}
+	}
+	for _, c := range []struct {
+		what    string
+		service *limits.ServiceStatus
+		state   admin.State
+		says    string
+	}{
+		{"no service", nil, admin.OK, ""},
+		{"up", service("up", "refuse"), admin.OK, ""},
+		{"down, and calls go on", service("down", "allow"), admin.Warn, "held to the rules of this process alone"},
+		{"down, and calls are refused", service("down", "refuse"), admin.Bad, "are refused"},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			t.Parallel()
+			p := viewLimits(&limits.Status{
+				Service: c.service,
+				Rules: slices.Concat([]limits.RuleStatus{{Name: "all", Per: []string{"upstream", "caller"}, Fleet: true, Refused: 3, Last: &at}},
+					slices.Repeat([]limits.RuleStatus{{Name: "r", Rate: "1/s"}}, shownLimits)),
+			})
+			if p.State != c.state || !strings.Contains(p.Do, c.says) || (p.Trouble == "no answer") != (c.state != admin.OK) {
+				t.Errorf("want %v, %q; got %+v", c.state, c.says, p)
+			}
+			if f := p.Facts; f[0].Value != "a rate of the service for each upstream and caller, all replicas: 3 refused" || !f[1].At.Equal(at) ||
+				f[2].Value != "1/s: 0 refused" || f[shownLimits+1].Value != "1 rule on /status" {
+				t.Errorf("%+v", f)
+			}
+		})
 	}
 }

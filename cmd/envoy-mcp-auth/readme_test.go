@@ -14,12 +14,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/envoy-mcp-auth/envoy-mcp-auth/extproc"
-	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/audit"
-	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/metrics"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/metrics/metricstest"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/realenvoy"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
-	"github.com/envoy-mcp-auth/envoy-mcp-auth/tokens"
 )
 
 var update = flag.Bool("update", false, "write the generated tables of the README anew")
@@ -153,25 +150,7 @@ func reasonTable(t *testing.T) string {
 
 func metricTable(t *testing.T) string {
 	t.Helper()
-	m := metrics.New("v", func(yield func(string, time.Time)) { yield("a", time.Time{}) })
-	m.AccessLog(func() extproc.LogStats { return extproc.LogStats{} })
-	m.Expect(&policy.Set{Upstreams: []*policy.Upstream{{Name: "a"}}})
-	m.Decided(&extproc.Decision{Upstream: "a", Reason: policy.Allowed})
-	m.Ended(&extproc.Outcome{Upstream: "a"})
-	limited := metrics.NewLimits(m.Registry)
-	limited.Limited("a", "rule")
-	limited.Asked("ok")
-	limited.Up(true)
-	m.StaleTokens(func(yield func(string)) { yield("a") })
-	m.Fetched(tokens.Fetch{Upstreams: []string{"a"}, Result: "ok"})
-	m.Reloaded(time.Time{}, nil)
-	m.Spans("exported", 1)
-	m.SharedCache("hit")
-	m.SharedCacheUp(true)
-	m.Audit(func() audit.Status {
-		return audit.Status{Sinks: []string{"file"}, Lines: map[string]uint64{"decision": 1}}
-	})
-	families, err := m.Registry.Gather()
+	families, err := metricstest.Full().Registry.Gather()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/envoy"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/admin"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/alert"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/audit"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/limits"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/secrets"
@@ -176,6 +177,7 @@ type parts struct {
 	plan  *limits.Plan
 	fleet *tokens.Fleet
 	audit *audit.Change
+	tell  *alert.Plan
 }
 
 // build makes the parts. After an error, those that are made have to be dropped.
@@ -188,6 +190,9 @@ func (r *reloader) build(set *policy.Set) (p parts, err error) {
 		return p, err
 	}
 	if err = r.app.traces.Check(set); err != nil {
+		return p, err
+	}
+	if p.tell, err = r.app.alerts.Build(set.Watch); err != nil {
 		return p, err
 	}
 	p.audit, err = r.app.audit.Prepare(set.Audit)
@@ -208,6 +213,7 @@ func (p *parts) use(a *app) {
 	p.audit.Commit()
 	a.share(p.fleet)
 	a.limits.Use(p.plan)
+	a.alerts.Use(p.tell)
 	a.watch.Load(p.set)
 	a.traces.Use(p.set)
 }

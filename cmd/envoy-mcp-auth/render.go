@@ -23,17 +23,24 @@ func newRender(st streams) *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	var opt envoy.Options
-	xds := false
+	xds, mine := false, ""
 	forEnvoy := newRenderer(st, "envoy", "A complete, safe Envoy configuration",
 		func(set *policy.Set) ([]byte, error) {
-			if xds {
+			switch {
+			case mine != "":
+				return patch(set, mine, opt, st.err)
+			case xds:
 				return envoy.RenderXDS(set, opt)
 			}
 			return envoy.Render(set, opt)
 		})
+	forEnvoy.Example += "\n  envoy-mcp-auth render envoy -c policy.yaml --patch my-envoy.yaml -o patched.yaml"
+	forEnvoy.Flags().StringVar(&mine, "patch", "", "attach to the Envoy that runs with this configuration; from a config_dump, print what to change in it")
 	forEnvoy.Flags().BoolVar(&xds, "xds", false, "only the bootstrap of an Envoy that follows `serve --xds`")
 	forEnvoy.Flags().StringVar(&opt.Admin, "admin", "", "give Envoy an admin listener at this address; it has none otherwise")
-	cmd.AddCommand(forEnvoy,
+	forEnvoy.MarkFlagsMutuallyExclusive("patch", "xds")
+	forEnvoy.MarkFlagsMutuallyExclusive("patch", "admin")
+	cmd.AddCommand(forEnvoy, newRenderIstio(st),
 		newRenderer(st, "litellm", "The mcp_servers block of a LiteLLM configuration", envoy.RenderLiteLLM))
 	return cmd
 }
@@ -52,10 +59,10 @@ func newRenderer(st streams, name, short string, render func(*policy.Set) ([]byt
 				return err
 			}
 			b, err := render(set)
-			if err != nil {
+			if err != nil && !errors.Is(err, errFound) {
 				return fmt.Errorf("rendering for %s: %w", name, err)
 			}
-			return write(out, b, st.out)
+			return errors.Join(write(out, b, st.out), err)
 		},
 	}
 	src.bind(cmd, true)

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net/url"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -42,12 +43,24 @@ func (r *rig) audit() []string {
 	return found
 }
 
+// records returns the files of the record, in no order; none, when the case keeps none.
+func (r *rig) records() []string { return r.recordsOf(r.record()) }
+
+func (r *rig) recordsOf(path string) []string {
+	all, err := filepath.Glob(path + "*")
+	if err != nil {
+		r.t.Error(err)
+	}
+	return slices.DeleteFunc(all, func(path string) bool { return strings.HasSuffix(path, ".lock") })
+}
+
 // auditRecord verifies the program's own record.
 func (r *rig) auditRecord() []string {
-	if len(r.spawned) == 0 {
+	files := r.records()
+	if len(files) == 0 {
 		return nil
 	}
-	report, err := audit.Verify(audit.VerifyConfig{}, []string{r.record()})
+	report, err := audit.Verify(audit.VerifyConfig{}, files)
 	if err != nil {
 		return []string{err.Error()}
 	}
@@ -132,7 +145,7 @@ func claim(token, name string) string {
 
 // secrets are all strings that nobody may read.
 func (r *rig) secrets() []string {
-	all := append([]string{canary, callerKey, alphaSecret, betaSecret, fixedKey}, r.lent...)
+	all := slices.Concat([]string{canary, callerKey, alphaSecret, betaSecret, fixedKey}, r.lent, r.unread)
 	for _, u := range r.facts.upstreams {
 		for _, token := range bearers(string(u.raw())) {
 			if parts := strings.Split(token, "."); len(parts) == 3 {
@@ -215,8 +228,13 @@ func (r *rig) channels() map[string]string {
 		b, _ := os.ReadFile(path)
 		out[path] = string(b)
 	}
-	b, _ := os.ReadFile(r.record()) // some cases start no program
-	out["the record"] = string(b)
+	for name, text := range r.media {
+		out[name] = text()
+	}
+	for _, path := range r.records() {
+		b, _ := os.ReadFile(path)
+		out["the record"] += string(b)
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	out["an answer to a caller"] = r.answers.String()

@@ -142,7 +142,7 @@ func attack() []string {
 // badFiles are a policy with a secret in it, and secrets that cannot be used.
 func (r *rig) badFiles(t *testing.T) {
 	t.Helper()
-	good := r.fill(canaryPolicy())
+	good := r.recorded(canaryPolicy())
 	for _, text := range []string{
 		strings.Replace(good, `"${ALPHA_SECRET}"`, `"`+canary+`-literal"`, 1),
 		good + "  x: {url: http://user:" + canary + "@127.0.0.1:1/}\n",

@@ -188,14 +188,19 @@ func errText(err error) string {
 	return err.Error()
 }
 
-// under runs f in the middle of a load of 200 calls a second.
+// under runs f in the middle of a load of 200 calls a second, which goes on for that
+// long, or, when that is 0, until f is done.
 func (r *rig) under(d time.Duration, f func()) *outcomes {
 	r.t.Helper()
 	o := &outcomes{}
 	client := pooled()
 	defer client.CloseIdleConnections()
-	ctx, cancel := context.WithTimeout(r.t.Context(), d)
+	ctx, cancel := context.WithCancel(r.t.Context())
 	defer cancel()
+	if d > 0 {
+		ctx, cancel = context.WithTimeout(ctx, d)
+		defer cancel()
+	}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -204,6 +209,9 @@ func (r *rig) under(d time.Duration, f func()) *outcomes {
 		})
 	}()
 	f()
+	if d == 0 {
+		cancel()
+	}
 	<-done
 	if len(o.odd) > 0 {
 		r.t.Errorf("want answers of Envoy only, got %d others: %v", len(o.odd), o.odd[0])

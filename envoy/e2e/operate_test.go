@@ -62,16 +62,16 @@ const (
 func TestO8_Reload(t *testing.T) {
 	r := newRig(t, lateText)
 	bootstrap := r.render() // Envoy knows all upstreams from the start
-	r.write("policy.yaml", r.fill(standard))
+	r.write("policy.yaml", r.recorded(standard))
 	r.proc = r.serve(r.policy, r.facts.Admin)
 	r.startEnvoy(bootstrap)
 	r.post("/late/mcp", "{}").refused(t, http.StatusForbidden, "no_policy")
 	o := r.under(8*time.Second, func() {
-		r.write("policy.yaml", r.fill(lateText))
+		r.write("policy.yaml", r.recorded(lateText))
 		r.eventually("a changed file is in force", 5*time.Second, func() bool {
 			return r.post("/late/mcp", "{}").status == http.StatusOK
 		})
-		r.write("policy.yaml", r.fill(standard))
+		r.write("policy.yaml", r.recorded(standard))
 		r.proc.signal(syscall.SIGHUP)
 		r.eventually("SIGHUP reloads at once", time.Second, func() bool {
 			return r.post("/late/mcp", "{}").reason() == "no_policy"
@@ -100,7 +100,7 @@ func (r *rig) broken(t *testing.T) {
 		if got := r.post("/beta/mcp", "{}"); got.status != http.StatusOK {
 			t.Errorf("want the last good policy in force, got %v", got)
 		}
-		r.write("policy.yaml", r.fill(standard))
+		r.write("policy.yaml", r.recorded(standard))
 		r.proc.signal(syscall.SIGHUP)
 		r.eventually("a good file is taken again", 2*time.Second, func() bool { return r.proc.metric(gauge) == 1 })
 	}

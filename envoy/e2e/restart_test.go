@@ -3,6 +3,7 @@ package e2e_test
 import (
 	"context"
 	"net/http"
+	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -14,9 +15,15 @@ import (
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 )
 
-// TestE9_RollingRestart: two programs behind one Envoy, each restarted once
-// under load. No call may fail.
-func TestE9_RollingRestart(t *testing.T) {
+// replica is one of several programs behind one Envoy.
+type replica struct {
+	policy, admin string
+	proc          *processor
+}
+
+// startTwo runs two programs behind one Envoy.
+func startTwo(t *testing.T) (*rig, []*replica) {
+	t.Helper()
 	graceful := strings.ReplaceAll(standard, "drain_delay: 100ms", "drain_delay: 3s")
 	r := newRig(t, graceful)
 	first := *r.facts
@@ -25,8 +32,10 @@ func TestE9_RollingRestart(t *testing.T) {
 	r.facts = &second
 	r.write("second.yaml", r.fill(graceful))
 	r.facts = &first
-	secondPolicy := filepath.Join(r.dir, "second.yaml")
-	one, two := r.serve(r.policy, first.Admin), r.serve(secondPolicy, second.Admin)
+	both := []*replica{{policy: r.policy, admin: first.Admin}, {policy: filepath.Join(r.dir, "second.yaml"), admin: second.Admin}}
+	for _, p := range both {
+		p.proc = r.serve(p.policy, p.admin)
+	}
 	r.startEnvoy(edited(r.render(), func(c config) {
 		endpoints := asMap(at(c.cluster("envoy_mcp_auth"), "load_assignment", "endpoints", 0))
 		endpoints["lb_endpoints"] = append(endpoints["lb_endpoints"].([]any), map[string]any{
@@ -34,20 +43,60 @@ func TestE9_RollingRestart(t *testing.T) {
 		})
 	}))
 	r.waitProcessor(2)
-	o := r.under(14*time.Second, func() {
-		for p, start := range map[*processor]func() *processor{
-			one: func() *processor { return r.serve(r.policy, first.Admin) },
-			two: func() *processor { return r.serve(secondPolicy, second.Admin) },
-		} {
-			p.signal(syscall.SIGTERM)
-			<-p.done
-			start()
-			r.waitProcessor(2)
+	return r, both
+}
+
+// rounds is how often each replica is restarted.
+func rounds() int {
+	if os.Getenv("SOAK") != "" {
+		return 10
+	}
+	return 1
+}
+
+// TestE9_RollingRestart: two programs behind one Envoy, each restarted in turn under
+// load. No call may fail.
+func TestE9_RollingRestart(t *testing.T) {
+	r, both := startTwo(t)
+	o := r.under(0, func() {
+		for range rounds() {
+			for _, p := range both {
+				p.proc.signal(syscall.SIGTERM)
+				<-p.proc.done
+				p.proc = r.serve(p.policy, p.admin)
+				r.waitProcessor(2)
+			}
 		}
 	})
 	if o.refused != 0 || o.fine < 1000 {
 		t.Errorf("want no failure, got %d in %d calls", o.refused, o.refused+o.fine)
 	}
+	t.Logf("%d restarts by SIGTERM: %d calls, %d failed", 2*rounds(), o.refused+o.fine, o.refused)
+}
+
+// TestE9_KillOneOfTwo: two programs behind one Envoy, each killed in turn under load.
+// What a dead one had not answered, Envoy asks the other.
+func TestE9_KillOneOfTwo(t *testing.T) {
+	r, both := startTwo(t)
+	o := r.under(0, func() {
+		for range rounds() {
+			for _, p := range both {
+				time.Sleep(time.Second)
+				p.proc.kill()
+				time.Sleep(3 * time.Second) // until Envoy no longer counts on it
+				p.proc = r.serve(p.policy, p.admin)
+				r.waitProcessor(2)
+			}
+		}
+	})
+	kills := 2 * rounds()
+	if o.refused > kills || o.fine < 1000 { // one may be half answered
+		t.Errorf("want at most %d failed, got %d in %d calls", kills, o.refused, o.refused+o.fine)
+	}
+	if n := len(r.up("alpha").take()); n != o.fine {
+		t.Errorf("want %d requests at the upstream, one for each good answer, got %d", o.fine, n)
+	}
+	t.Logf("%d kills: %d calls, %d failed, %v asked again", kills, o.refused+o.fine, o.refused, r.envoyStats()["cluster.envoy_mcp_auth.upstream_rq_retry"])
 }
 
 // TestE9_SingleRestart: with one program only, calls are refused while it is

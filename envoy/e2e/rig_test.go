@@ -88,6 +88,9 @@ type rig struct {
 	env  []string // further variables of the program
 	lent []string // further credentials that nobody may read but an upstream of its own
 
+	unread []string                 // further texts that nobody may read but upstreams
+	media  map[string]func() string // further places where somebody else can read
+
 	mu      sync.Mutex
 	answers bytes.Buffer // all that callers were told
 	told    []string     // paths of further logs to scan
@@ -153,14 +156,23 @@ func newRig(t *testing.T, text string, change ...func(*rig)) *rig {
 	r.policy = filepath.Join(dir, "policy.yaml")
 	r.write("beta.secret", betaSecret+"\n")
 	r.write("fixed.secret", fixedKey+"\n")
-	// Every case is on record, and what is on record is looked at after it.
-	r.write("policy.yaml", r.fill(text)+"\naudit: {file: "+r.record()+"}\n")
+	r.write("policy.yaml", r.recorded(text))
 	t.Cleanup(r.finish)
 	return r
 }
 
 // record is the path of the audit log.
 func (r *rig) record() string { return filepath.Join(r.dir, "audit.jsonl") }
+
+// recorded is a policy with an audit log, unless it says something of that itself:
+// what a case leaves on record is looked at after it.
+func (r *rig) recorded(text string) string {
+	text = r.fill(text)
+	if strings.Contains(text, "\naudit:") {
+		return text
+	}
+	return "audit: {file: " + r.record() + "}\n" + text
+}
 
 // start runs the whole line for a policy.
 func start(t *testing.T, text string) *rig {

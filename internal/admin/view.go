@@ -91,12 +91,15 @@ type Token struct {
 
 // Breaker is whether the watch lets calls through.
 type Breaker struct {
-	// State is closed, open or half_open.
+	// State is closed, open, half_open, or disabled when the policy says so.
 	State string
 	Since time.Time
 	// Until is when an open one lets a probe through.
 	Until time.Time
 	Why   string
+	// Opened is how often it opened since it was last closed, and Successes how many
+	// probes succeeded of the Needed ones.
+	Opened, Successes, Needed int
 }
 
 // Traffic is what happened to the calls of an upstream.
@@ -206,6 +209,8 @@ func (u *Upstream) judge(alerts []Alert) (state State, why []string) {
 			worse(Bad, "Switched off: "+orElse(b.Why, "too many calls failed"))
 		case "half_open":
 			worse(Warn, "Trying whether it works again: "+orElse(b.Why, "too many calls had failed"))
+		case "disabled":
+			worse(Warn, "Switched off by the policy: calls are refused with upstream_disabled")
 		}
 	}
 	u.judgeToken(worse)

@@ -73,7 +73,7 @@ func (w *writer) change(c *Change) {
 	old, before := w.spec, ""
 	if old != nil && (c.spec == nil || old.File != c.spec.File) {
 		before = old.File
-		w.finish()
+		w.finish(c.spec != nil)
 	}
 	feeds := w.feeds
 	w.spec, w.feeds = c.spec, c.feeds

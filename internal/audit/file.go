@@ -91,7 +91,7 @@ func lockFile(path string) (*os.File, error) {
 
 // open opens the file that path leads to now.
 func (f *file) open(own seals) (found, error) {
-	h, err := os.OpenFile(f.path, os.O_RDWR|os.O_APPEND|os.O_CREATE|syscall.O_NONBLOCK, 0o600)
+	h, err := os.OpenFile(f.path, os.O_RDWR|os.O_APPEND|os.O_CREATE|syscall.O_NONBLOCK, 0o600) //nolint:gosec // the operator names the path
 	if err != nil {
 		return found{}, fmt.Errorf("audit.file: %w; make the directory, and let the user of this process write there", err)
 	}
@@ -167,7 +167,7 @@ func (f *file) mend() error {
 
 // moved reports whether path leads elsewhere by now, as after a rename by others.
 func (f *file) moved() bool {
-	there, err := os.Stat(f.path)
+	there, err := os.Stat(f.path) //nolint:gosec // the operator names the path
 	if err != nil {
 		return errors.Is(err, fs.ErrNotExist)
 	}

@@ -410,7 +410,7 @@ func TestWithdrawn(t *testing.T) {
 // child runs this test binary again, as the program that the named test is about.
 func child(t *testing.T, name string, env ...string) *exec.Cmd {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+name+"$", "-test.count=1") //nolint:gosec // this program
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+name+"$", "-test.count=1")
 	cmd.Env = append(os.Environ(), env...)
 	cmd.Stderr = os.Stderr
 	return cmd
@@ -427,7 +427,7 @@ func TestKilled(t *testing.T) {
 		c, err := l.Prepare(spec)
 		if err != nil {
 			fmt.Println("FAILED", err) //nolint:forbidigo // to the parent
-			os.Exit(1)
+			return
 		}
 		c.Commit()
 		for w := range 8 {

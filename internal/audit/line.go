@@ -45,13 +45,13 @@ type Line struct {
 	// CookiesDropped is the number of those that did not.
 	CookiesDropped int `json:"cookies_dropped" kinds:"decision"`
 
-	// Decided is whether the call came to a decision.
+	// Decided is whether a decision had come to Envoy when the call ended. When not, the call was answered before, or Envoy no longer waited.
 	Decided bool `json:"decided" kinds:"outcome"`
 	// Status is what the caller was answered; 0 when it was not.
 	Status int `json:"status" kinds:"outcome"`
 	// Refusal is the reason that the answer names; left out when the answer was the upstream's.
 	Refusal string `json:"refusal" kinds:"outcome"`
-	// Attempts is how often Envoy sent the request; 0 when never.
+	// Attempts is how often Envoy set out to send the request, which is what is refused here; 0 when it never came that far.
 	Attempts int `json:"attempts" kinds:"outcome"`
 	// Reset is whether the call ended without a whole answer.
 	Reset bool `json:"reset" kinds:"outcome"`
@@ -66,6 +66,8 @@ type Line struct {
 
 	// After is the name of the file that this one follows.
 	After string `json:"after" kinds:"start"`
+	// Next is whether the chain was to go on in another file.
+	Next bool `json:"next" kinds:"end"`
 	// Lines is how many lines could not be written since the line before. What was refused for it is among them.
 	Lines uint64 `json:"lines" kinds:"dropped"`
 	// Cut is how many bytes of an unfinished line were cut off: the process was killed, or the machine failed, while it was written.
@@ -275,7 +277,7 @@ func noteStart(now time.Time, after string) []byte {
 	return begin(nil, kindStart, now).text("after", after)
 }
 
-func noteEnd(now time.Time) []byte { return begin(nil, kindEnd, now) }
+func noteEnd(now time.Time, next bool) []byte { return begin(nil, kindEnd, now).flag("next", next) }
 
 func noteDropped(now time.Time, lines uint64) []byte {
 	return strconv.AppendUint(begin(nil, kindDropped, now).key("lines"), lines, 10)

@@ -106,7 +106,7 @@ func TestLineIsWhatIsWritten(t *testing.T) {
 	now := time.Now()
 	kinds := map[string][]byte{
 		"decision": appendDecision(nil, d, now), "outcome": appendOutcome(nil, o, now), "start": noteStart(now, "x"),
-		"end": noteEnd(now), "dropped": noteDropped(now, 1), "recovered": noteRecovered(now, 1), "withdrawn": noteWithdrawn(now, 1),
+		"end": noteEnd(now, true), "dropped": noteDropped(now, 1), "recovered": noteRecovered(now, 1), "withdrawn": noteWithdrawn(now, 1),
 	}
 	if len(kinds) != kindCount {
 		t.Fatalf("want all %d kinds here", kindCount)

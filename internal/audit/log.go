@@ -267,7 +267,7 @@ func (l *Log) Close() {
 		l.mu.Unlock()
 		l.mode.Store(off)
 		l.writer.flush()
-		l.writer.finish()
+		l.writer.finish(false)
 		feeds = l.writer.feeds
 		l.writer.quit = true
 	})

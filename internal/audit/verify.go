@@ -43,8 +43,10 @@ type Report struct {
 	Broken *Broken `json:"broken,omitempty"`
 	// Unfinished is how many bytes stand after the last line: it is being written, or the process was killed.
 	Unfinished int `json:"unfinished,omitempty"`
-	// Closed is whether the last line is the end that a server writes.
-	Closed bool `json:"closed"`
+	// Closed is whether the last line is the end that a server writes, and Continues
+	// whether that says that a file was to follow, which was not given then.
+	Closed    bool `json:"closed"`
+	Continues bool `json:"continues"`
 	// Dropped, Recovered and Withdrawn sum up what the log says of itself: lines that
 	// could not be written, unfinished lines cut off, decisions written too late.
 	Dropped   uint64 `json:"dropped"`
@@ -311,6 +313,7 @@ func (v *verifier) accept(r *read, line []byte) {
 	}
 	v.file.Last, v.report.Last = r.seq, r.seq
 	v.report.Closed = string(r.kind) == kindEnd.String()
+	v.report.Continues = v.report.Closed && bytes.Contains(r.open, []byte(`,"next":true,`))
 	if r.seq == v.anchor.seq {
 		if v.met = string(r.hash) == v.anchor.hash; !v.met {
 			v.broken("line %d is another than the one of --head: the chain was made anew", r.seq)
@@ -339,7 +342,7 @@ func (v *verifier) unfinished(rest []byte, newest bool) {
 	case len(rest) == 0:
 	case !newest:
 		v.broken("it has no end, and there is a file after this one: the file was cut off")
-	case v.report.Closed:
+	case v.report.Closed && !v.report.Continues: // else the file may not have been put aside after all
 		v.broken("the file was closed before, and this was added")
 	case !isUnfinished(rest):
 		v.broken("this is no beginning of a line of this log: it was changed")

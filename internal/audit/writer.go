@@ -164,6 +164,10 @@ func (w *writer) rotateInTime(now time.Time) {
 	if now.Before(w.again) {
 		return
 	}
+	if w.file.moved() { // by another program, since the last look
+		w.reopen()
+		return
+	}
 	if err := w.rotate(w.seal); err != nil {
 		w.again = now.Add(retryRotation)
 		w.rotationFailed(err)
@@ -292,7 +296,7 @@ func (w *writer) open() error {
 
 // use goes on in a file that was opened. before is the file that we wrote until now.
 func (w *writer) use(f *file, was found, before string) {
-	w.file = f
+	w.file, w.again = f, time.Time{}
 	w.log.current.Store(f.f)
 	if was.last.seq > 0 {
 		w.chain.set(was.last)
@@ -318,7 +322,7 @@ func (w *writer) use(f *file, was found, before string) {
 func (w *writer) rotate(ending *seal) error {
 	f, now := w.file, w.log.cfg.Now()
 	if ending != nil {
-		if err := w.note(noteEnd(now), ending); err != nil {
+		if err := w.note(noteEnd(now, true), ending); err != nil {
 			return err
 		}
 	}
@@ -348,7 +352,7 @@ func (w *writer) rotate(ending *seal) error {
 // beginFile makes the file anew and writes its first line.
 func (w *writer) beginFile(now time.Time, after string) error {
 	f := w.file
-	h, err := os.OpenFile(f.path, os.O_RDWR|os.O_APPEND|os.O_CREATE|os.O_EXCL, 0o600)
+	h, err := os.OpenFile(f.path, os.O_RDWR|os.O_APPEND|os.O_CREATE|os.O_EXCL, 0o600) //nolint:gosec // the operator names the path
 	if err != nil {
 		return err
 	}
@@ -401,7 +405,7 @@ func (w *writer) reopen() {
 	opened := *w.file
 	*w.file = old
 	if err == nil {
-		err = w.note(noteEnd(w.log.cfg.Now()), w.seal)
+		err = w.note(noteEnd(w.log.cfg.Now(), true), w.seal)
 	}
 	if err != nil {
 		w.rotationFailed(err)
@@ -435,10 +439,11 @@ func (w *writer) rekey(s *seal, key policy.Secret) {
 	}
 }
 
-// finish ends what is written to, and lets go of it.
-func (w *writer) finish() {
+// finish ends what is written to, and lets go of it. next is whether the chain goes
+// on elsewhere.
+func (w *writer) finish(next bool) {
 	if w.seal != nil && (w.file != nil || w.spec != nil && w.spec.File == "") {
-		w.report(w.note(noteEnd(w.log.cfg.Now()), w.seal))
+		w.report(w.note(noteEnd(w.log.cfg.Now(), next), w.seal))
 	}
 	if w.file != nil {
 		w.log.current.Store(nil)

@@ -53,6 +53,7 @@ type Limits struct {
 
 // Plan is a policy's limits, ready to be put in force.
 type Plan struct {
+	all     []*rule            // as the file has them
 	rules   map[string][]*rule // by upstream; those that a process counts come first
 	service *service           // nil when no rule asks it
 }
@@ -66,6 +67,8 @@ type rule struct {
 	// the time since when it is in force.
 	plan  uint64
 	since time.Time
+	// refused is shared with the same rule of the policies before and after.
+	refused *tally
 }
 
 // New returns Limits that let everything pass until Use.
@@ -86,18 +89,20 @@ func (l *Limits) Build(set *policy.Set) (*Plan, error) {
 		return p, nil
 	}
 	l.count++
-	rules := make([]*rule, 0, len(set.Limits.Rules))
-	asks := false
+	tallies, asks := l.plan.Load().tallies(), false
 	for i := range set.Limits.Rules {
 		r := &rule{LimitRule: set.Limits.Rules[i], plan: l.count}
 		if r.Rate.Count > 0 {
 			r.limit, r.burst = rate.Limit(float64(r.Rate.Count)/r.Rate.Every.Seconds()), r.Burst
 		}
-		rules, asks = append(rules, r), asks || r.Fleet
+		if r.refused = tallies[r.ID]; r.refused == nil {
+			r.refused = new(tally)
+		}
+		p.all, asks = append(p.all, r), asks || r.Fleet
 	}
 	for _, up := range set.Upstreams {
 		for _, fleet := range []bool{false, true} {
-			for _, r := range rules {
+			for _, r := range p.all {
 				if r.Fleet == fleet && r.AboutUpstream(up.Name) {
 					p.rules[up.Name] = append(p.rules[up.Name], r)
 				}
@@ -174,6 +179,7 @@ func (l *Limits) Admit(ctx context.Context, d *extproc.Decision) (policy.Reason,
 		return policy.Allowed, 0
 	}
 	a.giveBack()
+	a.by.refused.add(a.now)
 	if l.cfg.Limited != nil {
 		l.cfg.Limited(d.Upstream, a.by.Name)
 	}

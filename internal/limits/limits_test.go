@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/rs/zerolog"
 
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/extproc"
@@ -220,6 +221,13 @@ func TestReload(t *testing.T) {
 	want("raised fills at its rate", "a", 10)
 	clock.pass(time.Second)
 	want("a rule without a name is known by what it is about", "b", 2)
+	var said []string
+	for _, r := range l.Status().Rules {
+		said = append(said, fmt.Sprintf("%s %s, %s ago", r.Name, &r, clock.now().Sub(*r.Last)))
+	}
+	if diff := cmp.Diff([]string{"n 10/s for each caller: 378 refused, 1s ago", "rule_2 3600/h: 197 refused, 0s ago"}, said); diff != "" {
+		t.Errorf("refusals are counted on over reloads (-want +got):\n%s", diff)
+	}
 	if n := l.Status().Buckets; n != 2 {
 		t.Errorf("want 2 buckets, got %d", n)
 	}

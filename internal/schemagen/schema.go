@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"maps"
 	"reflect"
+	"strconv"
 	"strings"
 
 	"github.com/invopop/jsonschema"
@@ -174,6 +175,9 @@ func narrow(p *jsonschema.Schema, t reflect.Type) {
 func defaultOf(t reflect.Type, value string) any {
 	if t.Kind() == reflect.Pointer && t.Elem().Kind() == reflect.Bool {
 		return value == "true"
+	}
+	if n, err := strconv.Atoi(value); err == nil && t.Kind() == reflect.Int {
+		return n
 	}
 	return value
 }

@@ -102,6 +102,9 @@ func Of(set *policy.Set) Needs {
 	for _, ref := range set.SharedCache.Secrets() {
 		add(ref)
 	}
+	for _, ref := range set.Watch.Secrets() {
+		add(ref)
+	}
 	for _, ref := range set.Audit.Secrets() {
 		add(ref)
 	}

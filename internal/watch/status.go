@@ -1,6 +1,9 @@
 package watch
 
 import (
+	"cmp"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/alert"
@@ -25,11 +28,30 @@ type Status struct {
 // Status returns what the watch knows now.
 func (w *Watch) Status() Status {
 	now := w.cfg.Now()
-	st := Status{Outcomes: w.outcomes.Load(), Upstreams: []UpstreamStatus{}, Alerts: []alert.Alert{}, Throttles: []ThrottleStatus{}}
-	for _, u := range w.table.Load().sorted {
-		st.Upstreams = append(st.Upstreams, u.status(now))
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	st := Status{Outcomes: w.outcomes.Load(), Upstreams: []UpstreamStatus{}, Alerts: []alert.Alert{}, Throttles: w.throttles.list()}
+	for _, s := range w.table.Load().sorted {
+		st.Upstreams = append(st.Upstreams, s.status(now))
 	}
+	for _, f := range w.firing {
+		st.Alerts = append(st.Alerts, f.alert)
+	}
+	slices.SortFunc(st.Alerts, func(a, b alert.Alert) int {
+		return cmp.Or(b.Since.Compare(a.Since), strings.Compare(a.Summary, b.Summary))
+	})
+	slices.SortFunc(st.Throttles, func(a, b ThrottleStatus) int {
+		return cmp.Or(b.Since.Compare(a.Since), strings.Compare(a.Upstream+a.Caller, b.Upstream+b.Caller))
+	})
 	return st
+}
+
+// Off calls yield for each upstream of the policy, and whether calls to it are
+// refused now: by the policy, or by a breaker, half-open ones included.
+func (w *Watch) Off(yield func(upstream string, off bool)) {
+	for _, s := range w.table.Load().sorted {
+		yield(s.name, s.disabled || s.breaker.now() != closed)
+	}
 }
 
 // UpstreamStatus is how an upstream does. Its figures are of the last five

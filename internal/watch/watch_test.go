@@ -15,7 +15,7 @@ import (
 func TestStatusFigures(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		w := watch.New(watch.Config{Now: time.Now})
+		w := watch.New(watch.Config{Now: time.Now, Dice: half})
 		w.Load(&policy.Set{Upstreams: []*policy.Upstream{{Name: "a"}, {Name: "b"}}})
 		for i := range 60 {
 			w.Decided(&extproc.Decision{Upstream: "a", Caller: "ci", Reason: policy.Allowed, Attempt: 1})
@@ -63,6 +63,8 @@ func TestStatusFigures(t *testing.T) {
 	})
 }
 
+func half() float64 { return 0.5 }
+
 func points(series []watch.Point) (n uint64) {
 	for _, p := range series {
 		n += p.Calls
@@ -94,7 +96,7 @@ func TestFailed(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			w := watch.New(watch.Config{Now: time.Now})
+			w := watch.New(watch.Config{Now: time.Now, Dice: half})
 			w.Load(&policy.Set{Upstreams: []*policy.Upstream{{Name: "a", Credential: policy.Credential{Headers: []policy.SecretHeader{{}}}}}})
 			c.outcome.Upstream, c.outcome.Decided = "a", true
 			if c.outcome.Reason == "" {
@@ -109,7 +111,7 @@ func TestFailed(t *testing.T) {
 }
 
 func BenchmarkDecidedEnded(b *testing.B) {
-	w := watch.New(watch.Config{Now: time.Now})
+	w := watch.New(watch.Config{Now: time.Now, Dice: half})
 	set := &policy.Set{}
 	for i := range 100 {
 		set.Upstreams = append(set.Upstreams, &policy.Upstream{Name: "up" + strconv.Itoa(i)})

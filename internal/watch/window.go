@@ -34,33 +34,60 @@ const (
 	counts
 )
 
-// lane is what one group of callers saw. blamed are failures of the upstream's
-// credential, and broken are errors.
-type lane struct{ tried, ended, blamed, broken atomic.Uint32 }
+// fault is what callers see go wrong that the upstream answers for.
+type fault int
+
+const (
+	blamed fault = iota // its credential failed
+	broken              // it failed itself
+	faults
+)
+
+// lane is what one group of callers saw.
+type lane struct {
+	tried, ended atomic.Uint32
+	faults       [faults]atomic.Uint32
+}
+
+// witness tells whether one caller saw a fault, or several.
+type witness struct {
+	first   atomic.Uint64
+	several atomic.Bool
+}
+
+func (w *witness) saw(who uint64) {
+	if !w.several.Load() && !w.first.CompareAndSwap(0, who) && w.first.Load() != who {
+		w.several.Store(true)
+	}
+}
 
 // bucket is ten seconds.
 type bucket struct {
-	number atomic.Int64 // which ten seconds since the epoch of Unix
-	counts [counts]atomic.Uint32
-	lanes  [lanes]lane
-	took   histogram
+	number    atomic.Int64 // which ten seconds since the epoch of Unix
+	counts    [counts]atomic.Uint32
+	lanes     [lanes]lane
+	witnesses [faults]witness
+	took      histogram
 }
 
-// count counts one thing, for the caller's lane too when there is one.
-func (b *bucket) count(c count, l *lane) {
+// count counts one thing, and who saw it, 0 for one that anybody may be.
+func (b *bucket) count(c count, who uint64) {
 	b.counts[c].Add(1)
-	if l == nil {
+	if who == 0 {
 		return
 	}
+	l := &b.lanes[who%lanes]
 	switch c {
 	case tried:
 		l.tried.Add(1)
 	case ended:
 		l.ended.Add(1)
 	case tokenFailed, rejected, forbidden:
-		l.blamed.Add(1)
+		l.faults[blamed].Add(1)
+		b.witnesses[blamed].saw(who)
 	case upstreamFailed:
-		l.broken.Add(1)
+		l.faults[broken].Add(1)
+		b.witnesses[broken].saw(who)
 	case calls, callerFailed, limited, counts:
 	}
 }
@@ -105,8 +132,13 @@ func (w *window) reuse(b *bucket, n int64) {
 		l := &b.lanes[i]
 		l.tried.Store(0)
 		l.ended.Store(0)
-		l.blamed.Store(0)
-		l.broken.Store(0)
+		for f := range l.faults {
+			l.faults[f].Store(0)
+		}
+	}
+	for i := range b.witnesses {
+		b.witnesses[i].first.Store(0)
+		b.witnesses[i].several.Store(false)
 	}
 	b.took.reset()
 	b.number.Store(n)
@@ -114,8 +146,45 @@ func (w *window) reuse(b *bucket, n int64) {
 
 // sums are the counts of a span of time.
 type sums struct {
-	counts [counts]uint64
-	lanes  [lanes]struct{ tried, ended, blamed, broken uint64 }
+	counts    [counts]uint64
+	lanes     [lanes]laneSum
+	witnesses [faults]witnessSum
+}
+
+type laneSum struct {
+	tried, ended uint64
+	faults       [faults]uint64
+}
+
+type witnessSum struct {
+	first   uint64
+	several bool
+}
+
+func (s *witnessSum) add(w *witness) {
+	first := w.first.Load()
+	s.several = s.several || w.several.Load() || s.first != 0 && first != 0 && first != s.first
+	s.first = max(s.first, first)
+}
+
+// agreed reports whether callers agree about a fault: more than half of those that
+// called see more than a share of their own calls fail, and, unless the upstream has
+// but one caller, they are at least two. However many calls of its own one caller
+// makes fail, it cannot make that so for others.
+func (s *sums) agreed(f fault, limit float64, alone bool) bool {
+	active, failing := 0, 0
+	for i := range s.lanes {
+		l := &s.lanes[i]
+		all := max(l.tried, l.ended)
+		if all == 0 {
+			continue
+		}
+		active++
+		if share(l.faults[f], all) > limit {
+			failing++
+		}
+	}
+	return 2*failing > active && (alone || s.witnesses[f].several)
 }
 
 // credential returns the calls of which it is known, or assumed, how their
@@ -141,8 +210,12 @@ func (w *window) sum(now time.Time, span time.Duration, floor int64) sums {
 			from, to := &b.lanes[i], &s.lanes[i]
 			to.tried += uint64(from.tried.Load())
 			to.ended += uint64(from.ended.Load())
-			to.blamed += uint64(from.blamed.Load())
-			to.broken += uint64(from.broken.Load())
+			for f := range to.faults {
+				to.faults[f] += uint64(from.faults[f].Load())
+			}
+		}
+		for f := range s.witnesses {
+			s.witnesses[f].add(&b.witnesses[f])
 		}
 	}
 	return s
@@ -170,6 +243,17 @@ func share(part, whole uint64) float64 {
 		return 0
 	}
 	return min(float64(part)/float64(whole), 1)
+}
+
+// used reports whether anything was counted since.
+func (w *window) used(since time.Time) bool {
+	n := numberOf(since)
+	for i := range w.buckets {
+		if w.buckets[i].number.Load() >= n {
+			return true
+		}
+	}
+	return false
 }
 
 // exactly returns a bucket by its number, nil when nothing was counted then.
