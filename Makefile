@@ -15,6 +15,7 @@ PARTS += && REDIS="$$(tools/install redis)" && export REDIS
 PARTS += && RATELIMIT="$$(tools/install ratelimit)" && export RATELIMIT
 PARTS += && CONFORMANCE="$$(tools/install conformance)" && export CONFORMANCE
 PARTS += && HELM="$$(tools/build helm)" && KUBECONFORM="$$(tools/build kubeconform)" && export HELM KUBECONFORM
+PARTS += && DOCKERFILE="$$(tools/build dockerfile)" && export DOCKERFILE
 PARTS += && PROMTOOL="$$(tools/install promtool)" && export PROMTOOL
 PARTS += && CHROMIUM="$$(tools/install chromium)" && export CHROMIUM
 GOTESTSUM = $(TOOL) gotestsum --format pkgname -- -race -count=1 -timeout 20m -p $(P)
@@ -23,7 +24,11 @@ GOTEST = $(PARTS) && $(GOTESTSUM)
 GORELEASER = PATH="$$(dirname "$$(tools/build cyclonedx-gomod)"):$$PATH" "$$(tools/build goreleaser)"
 
 .DEFAULT_GOAL := help
+<<<<<<< HEAD
 .PHONY: e2e-keycloak conformance versions release release-check
+=======
+.PHONY: e2e-keycloak e2e-gateway e2e-istio conformance versions
+>>>>>>> main
 .PHONY: help build test soak lint fmt check generated e2e demo bench compare fuzz vuln golden generate deps relock clean
 
 help: ## Show this list
@@ -42,9 +47,17 @@ e2e-keycloak: ## Run the tests against the real Keycloak (needs Maven and Java 1
 	@ENVOY="$$(tools/install envoy)" && KEYCLOAK="$$(tools/install keycloak)" && export ENVOY KEYCLOAK && \
 		$(GOTESTSUM) ./envoy/e2e/keycloak
 
+e2e-istio: ## Have Istio's own control plane read what render istio writes (WRITE=1 keeps what it makes of it; the first build takes long)
+	cd tools/istio && nice go test -vet=off -count=1 -timeout 40m . $(if $(WRITE),-update)
+
 conformance: ## Run the MCP conformance suite directly and through the proxy, and compare
 	@ENVOY="$$(tools/install envoy)" && CONFORMANCE="$$(tools/install conformance)" && export ENVOY CONFORMANCE && \
 		$(GOTESTSUM) ./envoy/e2e/conformance
+
+e2e-gateway: ## Translate examples/envoy-gateway by Envoy Gateway's own code, and run the result (the first run builds egctl, which takes many minutes; WRITE=1 writes the translation)
+	@EGCTL="$$(tools/build egctl)" ENVOY="$$(tools/install envoy)" && export EGCTL ENVOY && \
+		go test -count=1 -timeout 10m ./examples/envoy-gateway $(if $(WRITE),-update) && \
+		go test -count=1 -timeout 10m -run 'TestAttachments/Envoy_Gateway' ./envoy/e2e
 
 versions: ## Run the contract's tests against every Envoy that is supported (WRITE=1 writes docs/versions.md)
 	@. tools/versions.env && for v in $$ENVOY_OTHER_VERSIONS; do own="$$own $$(tools/install envoy-$$v)" || exit; done && \
@@ -101,8 +114,10 @@ deps: ## Install the real Envoy, LiteLLM and the other parts into .cache/
 	@tools/install redis
 	@tools/install conformance
 	@tools/install promtool
+	@tools/install ratelimit
 	@tools/build helm
 	@tools/build kubeconform
+	@tools/build dockerfile
 	@tools/install chromium
 
 relock: ## Write the locks of the real parts anew from tools/versions.env

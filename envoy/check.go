@@ -49,6 +49,7 @@ func Check(name string, b []byte, set *policy.Set) ([]Finding, error) {
 	if err := c.policy(); err != nil {
 		return nil, err
 	}
+	c.learn()
 	c.processors()
 	c.clusterChecks()
 	c.listenerChecks()
@@ -72,6 +73,7 @@ type checker struct {
 	// guarded are the clusters whose own chain asks us; covered those that a
 	// listener's chain asks us about.
 	guarded, covered map[string]bool
+	healing          map[string]bool // clusters whose chain asks us before a second attempt alone
 	processorNames   map[string]tree // clusters that our filters call, and a place that does
 	guards           map[string]bool // names of filters that demand the mark
 	anyMarked        bool            // some ext_proc filter is clearly ours

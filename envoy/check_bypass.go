@@ -55,7 +55,7 @@ func (c *checker) verdicts(root tree) {
 		if at := t.get("append", "header", "key"); strings.EqualFold(at.str(), GuardHeader) {
 			c.report(at, problem{"guard-forged", "a header mutation sets " + GuardHeader, "The guard would accept requests that nobody decided on", "take it out"})
 		}
-		if config, kind := t.config(); t.get("typed_config").ok() && kind == "ExternalProcessor" && !c.ours(filter{config: config, kind: kind}) {
+		if config, kind := t.config(); t.get("typed_config").ok() && kind == "ExternalProcessor" && !c.ours(filter{entry: t, config: config, kind: kind}) {
 			if at := config.get("metadata_options", "receiving_namespaces", "untyped"); slices.Contains(at.strs(), MetadataNamespace) {
 				c.report(at, p)
 			}
@@ -123,6 +123,18 @@ func enforces(g filter, name string) bool {
 	return !g.config.walk(func(v tree) bool {
 		return !strings.Contains(strings.Join(strings.Fields(v.str()), " "), want)
 	})
+}
+
+// isOurCode reports whether the code that a route gives a Lua filter is ours: what turns
+// a 401 into a 502, or a guard. One for another upstream refuses everything.
+func isOurCode(config tree) bool {
+	code := config.get("source_code", "inline_string").str()
+	if code == rejectedCode() {
+		return true
+	}
+	_, rest, _ := strings.Cut(code, `mark ~= "`)
+	name, _, ok := strings.Cut(rest, `"`)
+	return ok && enforces(filter{config: config}, name)
 }
 
 // watches reports whether a filter of this kind, which names the mark, can be the

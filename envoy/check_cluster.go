@@ -12,11 +12,11 @@ func (c *checker) clusterChecks() {
 	for _, cl := range c.clusters {
 		name := cl.get("name").str()
 		up := c.upOf[name]
-		if !c.guarded[name] && up == nil {
+		if !c.guarded[name] && !c.healing[name] && up == nil {
 			continue
 		}
 		options := upstreamOptions(cl)
-		if c.guarded[name] {
+		if c.guarded[name] || c.healing[name] {
 			// Mutations before this chain do not count: a second attempt starts here.
 			c.chain(filters(options.get("http_filters")), true, false, up)
 		}
@@ -30,11 +30,7 @@ func (c *checker) clusterChecks() {
 
 // transport checks that the credential travels encrypted, to the right host.
 func (c *checker) transport(cl tree, up *target) {
-	sockets := []tree{cl.get("transport_socket")}
-	for _, m := range cl.get("transport_socket_matches").items() {
-		sockets = append(sockets, m.get("transport_socket"))
-	}
-	for _, socket := range sockets {
+	for _, socket := range c.sockets(cl) {
 		c.socket(cl, socket, up)
 	}
 }
@@ -43,7 +39,7 @@ func (c *checker) socket(cl, socket tree, up *target) {
 	tls, kind := socket.config()
 	if kind != "UpstreamTlsContext" {
 		// Where the policy says http on this host, it does not say http to another.
-		if (up == nil || up.tls || isLocal(up.host)) && !onLoopback(cl) {
+		if (up == nil || up.tls || isLocal(up.host)) && !c.onLoopback(cl) {
 			c.report(cl, problem{
 				"upstream-plaintext", "calls to this cluster are not encrypted", "The credential can be read on the way", "give it a transport_socket with UpstreamTlsContext",
 			})
@@ -70,8 +66,8 @@ func (c *checker) verified(tls tree, autoName bool, id, why string) {
 	if !validation.get("trusted_ca").ok() && !combined.get("validation_context_sds_secret_config").ok() && !validation.get("ca_certificate_provider_instance").ok() {
 		c.report(validation.get("trusted_ca"), problem{id, "there is no trusted_ca, so any certificate will do", why, "set validation_context.trusted_ca"})
 	}
-	for _, san := range validation.get("match_typed_subject_alt_names").items() {
-		if at := san.get("matcher", "safe_regex", "regex"); at.str() == ".*" || at.str() == ".+" {
+	for _, name := range subjectNames(validation) {
+		if at := name.get("safe_regex", "regex"); at.str() == ".*" || at.str() == ".+" {
 			c.report(at, problem{id, "any name in the certificate will do", why, "set matcher.exact to the host's name"})
 		}
 	}
@@ -84,16 +80,30 @@ func (c *checker) verified(tls tree, autoName bool, id, why string) {
 	}
 }
 
+// subjectNames are the matchers of names, as they are written today and as Istio does.
+func subjectNames(validation tree) []tree {
+	all := validation.get("match_subject_alt_names").items()
+	for _, san := range validation.get("match_typed_subject_alt_names").items() {
+		all = append(all, san.get("matcher"))
+	}
+	return all
+}
+
 func isLocal(host string) bool {
 	ip, err := netip.ParseAddr(host)
 	return host == "localhost" || err == nil && ip.IsLoopback()
 }
 
 // onLoopback reports whether every endpoint of a cluster is on this host.
-func onLoopback(cl tree) bool {
+func (c *checker) onLoopback(cl tree) bool { return allHere(c.endpoints(cl)) }
+
+// onLoopback is that of a cluster whose endpoints are its own.
+func onLoopback(cl tree) bool { return allHere(cl.get("load_assignment")) }
+
+func allHere(endpoints tree) bool {
 	addresses := 0
 	away := false
-	cl.get("load_assignment").walk(func(t tree) bool {
+	endpoints.walk(func(t tree) bool {
 		if t.get("path").ok() && t.get("path").str() != "" {
 			addresses++
 		}
@@ -222,11 +232,17 @@ func (c *checker) processorProtocol(cl tree) {
 }
 
 func (c *checker) processorTransport(cl tree) {
-	tls, kind := cl.get("transport_socket").config()
+	for _, socket := range c.sockets(cl) {
+		c.processorSocket(cl, socket)
+	}
+}
+
+func (c *checker) processorSocket(cl, socket tree) {
+	tls, kind := socket.config()
 	switch {
 	case kind == "UpstreamTlsContext":
 		c.verified(tls, false, "processor-unverified", "Callers' credentials are sent to whoever answers, and its word lets calls pass")
-	case !onLoopback(cl):
+	case !c.onLoopback(cl):
 		c.report(cl, problem{
 			"processor-plaintext", "the processor is on another host and the way there is not encrypted", "Callers' credentials and our tokens can be read on the way",
 			"use mutual TLS, or a Unix socket on the same host",

@@ -1,6 +1,9 @@
 package envoy
 
-import "strings"
+import (
+	"maps"
+	"strings"
+)
 
 // config is what Check found in a file.
 type config struct {
@@ -9,12 +12,16 @@ type config struct {
 	routes    map[string]tree // route configurations that listeners fetch by name
 	bootstrap tree            // for the admin block and the node
 
+	assigned  map[string]tree // endpoints that clusters fetch by name
 	byCluster map[string]tree // filled by cluster
 }
 
 func collect(root tree) config {
 	if root.get("configs").ok() {
 		return collectDump(root)
+	}
+	if dumps := wrapped(root); len(dumps) > 0 {
+		return collectAll(dumps)
 	}
 	static := root.get("static_resources")
 	if !static.ok() { // a list of resources by itself
@@ -28,10 +35,34 @@ func collect(root tree) config {
 	}
 }
 
+// wrapped returns the dumps in what egctl prints: by gateway, or by namespace and pod.
+func wrapped(root tree) []tree {
+	var all []tree
+	for _, outer := range root.each() {
+		for _, inner := range outer.each() {
+			if inner.get("configs").ok() {
+				all = append(all, inner)
+			}
+		}
+	}
+	return all
+}
+
+func collectAll(dumps []tree) config {
+	cfg := collectDump(dumps[0])
+	for _, dump := range dumps[1:] {
+		more := collectDump(dump)
+		cfg.listeners, cfg.clusters = append(cfg.listeners, more.listeners...), append(cfg.clusters, more.clusters...)
+		maps.Copy(cfg.routes, more.routes)
+		maps.Copy(cfg.assigned, more.assigned)
+	}
+	return cfg
+}
+
 // collectDump reads a /config_dump. Its bootstrap repeats the static resources,
 // so it is used only where the dump was filtered and has nothing else.
 func collectDump(root tree) config {
-	cfg := config{routes: map[string]tree{}}
+	cfg := config{routes: map[string]tree{}, assigned: map[string]tree{}}
 	for _, dump := range root.get("configs").items() {
 		kind := dump.get("@type").str()
 		switch {
@@ -44,6 +75,10 @@ func collectDump(root tree) config {
 			}
 		case strings.HasSuffix(kind, ".ClustersConfigDump"):
 			cfg.clusters = append(cfg.clusters, under(dump, "cluster", "static_clusters", "dynamic_active_clusters")...)
+		case strings.HasSuffix(kind, ".EndpointsConfigDump"):
+			for _, e := range under(dump, "endpoint_config", "static_endpoint_configs", "dynamic_endpoint_configs") {
+				cfg.assigned[e.get("cluster_name").str()] = e
+			}
 		case strings.HasSuffix(kind, ".RoutesConfigDump"):
 			for _, rc := range under(dump, "route_config", "dynamic_route_configs") {
 				cfg.routes[rc.get("name").str()] = rc
@@ -86,6 +121,17 @@ func (c *config) cluster(name string) (tree, bool) {
 	}
 	cl, ok := c.byCluster[name]
 	return cl, ok
+}
+
+// endpoints are those of a cluster, its own or fetched.
+func (c *config) endpoints(cl tree) tree {
+	if own := cl.get("load_assignment"); own.ok() {
+		return own
+	}
+	if e, ok := c.assigned[cl.get("name").str()]; ok {
+		return e
+	}
+	return c.assigned[cl.get("eds_cluster_config", "service_name").str()]
 }
 
 // upstreamOptions is the HttpProtocolOptions of a cluster.

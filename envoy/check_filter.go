@@ -13,6 +13,9 @@ type filter struct {
 	entry, config tree
 	kind          string
 	on            bool // switched on by a route
+	override      tree // what that route says of it
+	later         bool // runs on a second attempt alone
+	tidied        bool // trailers end behind it
 }
 
 // off reports whether a filter is switched off, and stays so.
@@ -24,6 +27,10 @@ func filters(list tree) []filter {
 	for i, item := range items {
 		config, kind := item.config()
 		all[i] = filter{entry: item, config: config, kind: kind}
+		if kind == "ExtensionWithMatcher" && onlyLater(config.get("xds_matcher")) {
+			inner, kind := config.get("extension_config").config()
+			all[i] = filter{entry: item, config: inner, kind: kind, later: true}
+		}
 	}
 	return all
 }
@@ -44,7 +51,9 @@ func grpcCluster(config tree) string {
 }
 
 func marked(f filter) bool {
-	return grpcCluster(f.config) == ProcessorCluster || len(identities(f.config.get("grpc_service", "initial_metadata"))) > 0
+	gateways := ofGateway(f) &&
+		slices.Contains(f.config.get("metadata_options", "receiving_namespaces", "untyped").strs(), MetadataNamespace)
+	return gateways || grpcCluster(f.config) == ProcessorCluster || len(identities(f.config.get("grpc_service", "initial_metadata"))) > 0
 }
 
 // ours reports whether an ext_proc filter calls this program. An Envoy may have
@@ -55,7 +64,7 @@ func (c *checker) ours(f filter) bool {
 
 // processors finds the filters that call us.
 func (c *checker) processors() {
-	c.guarded, c.covered, c.processorNames = map[string]bool{}, map[string]bool{}, map[string]tree{}
+	c.guarded, c.covered, c.healing, c.processorNames = map[string]bool{}, map[string]bool{}, map[string]bool{}, map[string]tree{}
 	chains := make([]tree, 0, len(c.clusters)+len(c.listeners))
 	for _, cl := range c.clusters {
 		chains = append(chains, upstreamOptions(cl).get("http_filters"))
@@ -77,7 +86,11 @@ func (c *checker) processors() {
 	for _, cl := range c.clusters {
 		for _, f := range filters(upstreamOptions(cl).get("http_filters")) {
 			if c.ours(f) {
-				c.guarded[cl.get("name").str()] = true
+				asks := c.guarded
+				if f.later {
+					asks = c.healing
+				}
+				asks[cl.get("name").str()] = true
 			}
 		}
 	}
@@ -93,17 +106,27 @@ func (c *checker) chain(all []filter, upstream, early bool, up *target) {
 		if _, seen := c.processorNames[grpcCluster(f.config)]; !seen {
 			c.processorNames[grpcCluster(f.config)] = f.config.get("grpc_service")
 		}
-		c.mark(all[:i], f, early)
-		c.guard(all[i+1:], f, upstream)
-		c.trailers(all, f)
+		c.mark(all[:i], f, early || f.later) // the guard took it off after the first attempt
+		if f.on && slices.ContainsFunc(all[i+1:], func(g filter) bool { return demandsMark(g.override) }) {
+			c.routeGuard(all[i+1:], up)
+		} else {
+			c.guard(all[i+1:], f, upstream)
+		}
+		if !unpatched(f) && !f.tidied {
+			c.trailers(all, f)
+		}
 		if upstream {
 			c.reasons(all, f)
 		}
 		c.extProc(f, upstream)
 		c.identity(f, upstream, up)
 		if up != nil {
-			c.againstPolicy(f.config, up)
-			c.answers(all, i, upstream, []*target{up})
+			if !unpatched(f) {
+				c.againstPolicy(f.config, up)
+			}
+			if !f.later {
+				c.answers(all, i, upstream, []*target{up})
+			}
 		}
 	}
 }
@@ -177,8 +200,11 @@ func (c *checker) extProc(f filter, upstream bool) {
 		"ext-proc-disabled", "the filter is switched off", "Every route that does not switch it on is unprotected", "remove `disabled`",
 	}}})
 	c.rules(f.config, extProcRules())
-	if !upstream {
-		c.rules(f.config, downstreamRules())
+	if !unpatched(f) {
+		c.rules(f.config, mutationsRules())
+		if !upstream {
+			c.rules(f.config, downstreamRules())
+		}
 	}
 	c.bodies(f.config.get("processing_mode"))
 	c.messageTimeout(f.config.get("message_timeout"))
@@ -208,9 +234,6 @@ func extProcRules() []rule {
 		{[]string{"processing_mode", "request_header_mode"}, func(t tree) bool { return t.str() != "SKIP" }, problem{
 			"request-headers-skipped", "request headers are not sent", "There is nothing to decide on, so nothing is decided", "set request_header_mode: SEND",
 		}},
-		{[]string{"mutation_rules", "disallow_is_error"}, isTrue, problem{
-			"mutations-dropped", "disallow_is_error is not set", "A change that Envoy does not allow is dropped silently, and the caller's header goes on", "set mutation_rules.disallow_is_error: true",
-		}},
 		{[]string{"mutation_rules", "allow_all_routing"}, notTrue, problem{
 			"mutation-of-routing", "allow_all_routing is true", "A reply could send the request, and the token in it, elsewhere", "remove it",
 		}},
@@ -218,6 +241,13 @@ func extProcRules() []rule {
 			"mutation-of-envoy-headers", "allow_envoy is true", "A reply could change retries and timeouts", "remove it",
 		}},
 	}
+}
+
+// mutationsRules hold where it can be said what a reply may change.
+func mutationsRules() []rule {
+	return []rule{{[]string{"mutation_rules", "disallow_is_error"}, isTrue, problem{
+		"mutations-dropped", "disallow_is_error is not set", "A change that Envoy does not allow is dropped silently, and the caller's header goes on", "set mutation_rules.disallow_is_error: true",
+	}}}
 }
 
 // downstreamRules hold only in a listener's chain: in a cluster's there is no

@@ -32,11 +32,8 @@ func (c *checker) manager(m manager) {
 			"routes-unseen", "the routes of this listener are fetched elsewhere and are not in this file", "They were not checked", "check the answer of the admin's /config_dump?include_eds instead",
 		})
 	}
-	c.rules(m.hcm, managerRules())
-	early := slices.ContainsFunc(m.hcm.get("early_header_mutation_extensions").items(), func(e tree) bool {
-		config, _ := e.config()
-		return removes(config.get("mutations"), GuardHeader)
-	})
+	c.rules(m.hcm, managerRules(rc))
+	early := takesOffEarly(m.hcm, GuardHeader)
 	if own.always {
 		c.chain(chain, false, early, nil)
 		c.answersIn(chain, mine)
@@ -49,10 +46,10 @@ func (c *checker) manager(m manager) {
 	}
 	c.callerCertificates(m, mine)
 	c.tunnels(m.hcm.get("upgrade_configs"))
-	c.outcomeLog(m.hcm.get("access_log"), mine)
 	for _, l := range mine {
 		c.managedLeg(m.hcm, l, own, early)
 	}
+	c.outcomeLog(m.hcm.get("access_log"), mine)
 }
 
 // managedLeg checks one route of a connection manager.
@@ -62,7 +59,7 @@ func (c *checker) managedLeg(hcm tree, l leg, own asking, early bool) {
 	if !own.always && asks {
 		c.switched(running(chain, l), l, early)
 	}
-	c.leg(l, asks)
+	c.leg(hcm, l, asks)
 	c.rejected(hcm, l)
 	c.toolsLeg(hcm, l, asks)
 	if asks {
@@ -70,6 +67,14 @@ func (c *checker) managedLeg(hcm tree, l leg, own asking, early bool) {
 			c.covered[name] = true
 		}
 	}
+}
+
+// takesOffEarly reports whether a header goes before anything reads it.
+func takesOffEarly(hcm tree, header string) bool {
+	return slices.ContainsFunc(hcm.get("early_header_mutation_extensions").items(), func(e tree) bool {
+		config, _ := e.config()
+		return removes(config.get("mutations"), header)
+	})
 }
 
 // asking says which filters of a listener ask us: any at all, and always, or where a
@@ -99,8 +104,8 @@ func (c *checker) asks(chain []filter, l leg) bool {
 func running(chain []filter, l leg) []filter {
 	var all []filter
 	for _, f := range chain {
-		if _, on := effective(f, l); on {
-			f.on = true
+		if config, on := effective(f, l); on {
+			f.on, f.override = true, config
 			all = append(all, f)
 		}
 	}
@@ -110,6 +115,9 @@ func running(chain []filter, l leg) []filter {
 // switched checks the chain of a route that switches ours on: what is said to us there
 // is about its own cluster.
 func (c *checker) switched(chain []filter, l leg, early bool) {
+	for i := range chain {
+		chain[i].tidied = c.tidy(l)
+	}
 	ups := c.upstreamsOf([]leg{l}, func(*target) bool { return true })
 	if len(ups) == 0 {
 		c.chain(chain, false, early, nil)
@@ -138,7 +146,7 @@ func (c *checker) concerns(l leg) bool {
 	return slices.ContainsFunc(l.clusters(), func(name string) bool { return c.guarded[name] || c.upOf[name] != nil })
 }
 
-func managerRules() []rule {
+func managerRules(routes tree) []rule {
 	path := "The policy and the upstream could read two different paths from one request"
 	host := "One host has several spellings, and the others would meet another virtual host"
 	return []rule{
@@ -147,7 +155,7 @@ func managerRules() []rule {
 		{[]string{"path_with_escaped_slashes_action"}, oneOf("REJECT_REQUEST", "UNESCAPE_AND_REDIRECT"), problem{
 			"escaped-slashes", "%2f and %5c in a path are let through", path, "set path_with_escaped_slashes_action: REJECT_REQUEST",
 		}},
-		{[]string{"strip_any_host_port"}, isTrue, problem{"host-port", "strip_any_host_port is not set", host, "set strip_any_host_port: true"}},
+		{[]string{"strip_any_host_port"}, func(t tree) bool { return t.yes() || routes.get("ignore_port_in_host_matching").yes() }, problem{"host-port", "strip_any_host_port is not set", host, "set strip_any_host_port: true"}},
 		{[]string{"strip_trailing_host_dot"}, isTrue, problem{"host-dot", "strip_trailing_host_dot is not set", host, "set strip_trailing_host_dot: true"}},
 		{[]string{"common_http_protocol_options", "headers_with_underscores_action"}, oneOf("REJECT_REQUEST", "DROP_HEADER"), problem{
 			"underscores", "headers with underscores are let through", "Many servers read x_api_key as x-api-key, which the policy would have taken off",
@@ -216,24 +224,21 @@ func (c *checker) rejected(hcm tree, l leg) {
 	if !lent {
 		return
 	}
-	off := false
-	for _, level := range l.levels {
-		override := level.get("typed_per_filter_config", filterCustomResponse)
-		off = off || override.get("disabled").yes()
-	}
-	converts := slices.ContainsFunc(filters(hcm.get("http_filters")), func(f filter) bool { return f.kind == "CustomResponse" && f.config.mentions("401") })
-	if off || !converts && !l.route.get("typed_per_filter_config").mentions("401") {
+	running := running(filters(hcm.get("http_filters")), l)
+	converts := slices.ContainsFunc(running, func(f filter) bool { return f.kind == "CustomResponse" && f.config.mentions("401") })
+	if !converts && !l.route.get("typed_per_filter_config").mentions("401") {
 		c.report(l.route, problem{
 			"rejection-relayed", "the upstream's 401 goes to the caller", "It is about our credential; clients start a login that cannot help", "turn it into a 502 with custom_response as `render envoy` does",
 		})
 	}
-	if issuers := c.challenged(l); converts && len(issuers) > 0 && !looksAtReason(hcm) {
+	if issuers := c.challenged(l); converts && len(issuers) > 0 && !looksAtReason(running) {
 		c.report(hcm.get("http_filters"), problem{
 			"own-401-replaced", "custom_response also takes the 401 by which callers of kind jwt are asked for a token", "They never learn where to get one",
 			"let the matcher demand that " + ReasonHeader + " is absent, as `render envoy` does",
 		})
 	}
-	if !slices.ContainsFunc(l.levels, func(t tree) bool { return listsHeader(t.get("response_headers_to_remove"), challengeHeader) }) {
+	if !slices.ContainsFunc(running, unpatched) &&
+		!slices.ContainsFunc(l.levels, func(t tree) bool { return listsHeader(t.get("response_headers_to_remove"), challengeHeader) }) {
 		c.report(l.route.get("response_headers_to_remove"), problem{
 			"challenge-relayed", "the upstream's www-authenticate goes to the caller", "It is for the holder of the credential, which is not the caller", "set response_headers_to_remove: [www-authenticate]",
 		})
@@ -253,9 +258,13 @@ func (c *checker) challenged(l leg) []string {
 }
 
 // looksAtReason reports whether the custom_response of a chain asks for our reason.
-func looksAtReason(hcm tree) bool {
-	return slices.ContainsFunc(filters(hcm.get("http_filters")), func(f filter) bool {
-		return f.kind == "CustomResponse" && !f.config.walk(func(t tree) bool { return !strings.EqualFold(t.get("header_name").str(), ReasonHeader) })
+// or at who answers.
+func looksAtReason(chain []filter) bool {
+	return slices.ContainsFunc(chain, func(f filter) bool {
+		return f.kind == "CustomResponse" && !f.config.walk(func(t tree) bool {
+			_, kind := t.config()
+			return !strings.EqualFold(t.get("header_name").str(), ReasonHeader) && kind != "HttpResponseLocalReplyMatchInput"
+		})
 	})
 }
 

@@ -14,7 +14,11 @@ func (c *checker) outcomeLog(logs tree, mine []leg) {
 	for _, l := range logs.items() {
 		config, kind := l.config()
 		at := config.get("common_config", "grpc_service", "envoy_grpc", "cluster_name")
-		if _, ours := c.processorNames[at.str()]; kind != "HttpGrpcAccessLogConfig" || !ours {
+		_, ours := c.processorNames[at.str()]
+		for name := range c.processorNames { // Envoy Gateway makes a cluster of its own for it
+			ours = ours || c.leadsTo(at.str(), name)
+		}
+		if kind != "HttpGrpcAccessLogConfig" || !ours {
 			continue
 		}
 		told = true

@@ -7,8 +7,8 @@ import (
 
 // leg checks one route to a cluster of ours. asks is whether the listener's own
 // chain asks us, rather than the cluster's.
-func (c *checker) leg(l leg, asks bool) {
-	if at := l.vhost().get("include_request_attempt_count"); !at.yes() {
+func (c *checker) leg(hcm tree, l leg, asks bool) {
+	if at := l.vhost().get("include_request_attempt_count"); !at.yes() && c.countsAttempts(hcm, l) {
 		c.report(at, problem{
 			"no-attempt-count", "include_request_attempt_count is not set", "A caller could write " + attemptHeader + " itself and claim to be on a second attempt", "set it to true on the virtual host",
 		})
@@ -33,6 +33,15 @@ func (c *checker) leg(l leg, asks bool) {
 			"route-timeout", "the route's timeout is not set: 15 s", "An SSE stream or a longer tool call is cut off", "set timeout: 0s",
 		})
 	}
+}
+
+// countsAttempts reports whether a filter of ours on this way goes by the number of the
+// attempt. Envoy Gateway's goes by none, once the caller's own is taken off.
+func (c *checker) countsAttempts(hcm tree, l leg) bool {
+	if slices.ContainsFunc(l.clusters(), func(name string) bool { return c.guarded[name] || c.healing[name] }) {
+		return true
+	}
+	return !slices.ContainsFunc(running(filters(hcm.get("http_filters")), l), unpatched) || !takesOffEarly(hcm, attemptHeader)
 }
 
 // destination checks that the route goes where the policy was applied (L6).
@@ -90,7 +99,7 @@ func (c *checker) legRetries(l leg) {
 	for _, name := range l.clusters() {
 		cl, _ := c.cluster(name)
 		up := c.upOf[name]
-		if heals || upstreamOptions(cl).get("retry_policy").ok() || up == nil || up.Credential.None() || !up.RetryOn401 || !c.guarded[name] {
+		if heals || upstreamOptions(cl).get("retry_policy").ok() || up == nil || up.Credential.None() || !up.RetryOn401 || !c.guarded[name] && !c.healing[name] {
 			continue
 		}
 		c.report(l.action.get("retry_policy"), problem{
@@ -154,7 +163,7 @@ func (c *checker) overrides(configs tree) {
 		switch {
 		case isProcessor:
 			c.processorOverride(off, inner)
-		case isGuard && (off.yes() || inner.get("disabled").yes() || kind == "LuaPerRoute" || kind == "RBACPerRoute"):
+		case isGuard && !demandsMark(config) && (off.yes() || inner.get("disabled").yes() || kind == "LuaPerRoute" && !isOurCode(inner) || kind == "RBACPerRoute"):
 			c.report(entry, problem{
 				"guard-disabled", "the route switches the guard off or replaces it", "Requests that nobody decided on would pass", "remove the override",
 			})

@@ -27,16 +27,29 @@ func TestCheckFindsNothingInRendered(t *testing.T) {
 }
 
 func TestCheckFindsNothingInGoodFiles(t *testing.T) {
-	b, err := os.ReadFile("testdata/good/downstream.yaml")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, f := range check(t, b, nil) {
-		t.Error(f)
+	tools := set(upstream("tools", "https://tools.company.com/mcp", withMTLS))
+	texts := map[string][]byte{}
+	for name, s := range map[string]*policy.Set{"downstream.yaml": nil, "upstream.yaml": tools} {
+		b, err := os.ReadFile("testdata/good/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range check(t, b, s) {
+			t.Error(f)
+		}
+		texts[name] = b
 	}
 	binary := realenvoy.Require(t)
-	if err := realenvoy.Validate(t.Context(), binary, "testdata/good/downstream.yaml"); err != nil {
-		t.Error(err)
+	dir := t.TempDir()
+	t.Chdir(dir)
+	writePairs(t, dir)
+	for name, b := range texts {
+		if err := os.WriteFile(name, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := realenvoy.Validate(t.Context(), binary, name); err != nil {
+			t.Error(err)
+		}
 	}
 }
 

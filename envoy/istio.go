@@ -128,7 +128,7 @@ func newIstio(set *policy.Set, opt IstioOptions) (*istio, error) {
 	if err := fitting(set); err != nil {
 		return nil, err
 	}
-	m := &istio{IstioOptions: opt.withDefaults(), set: set, w: &writer{left: istioComments(), merged: true}}
+	m := &istio{IstioOptions: opt.withDefaults(), set: set, w: &writer{left: istioComments(opt.RouteLevel), merged: true}}
 	if err := m.listen(); err != nil {
 		return nil, err
 	}
@@ -162,16 +162,22 @@ func newIstio(set *policy.Set, opt IstioOptions) (*istio, error) {
 
 // istioComments are the remarks on what Envoy is told, less those that are not so in a
 // mesh.
-func istioComments() []comment {
+func istioComments(routeLevel bool) []comment {
 	all := slices.Concat(clusterComments(), listenerComments(), filterComments())
 	all = slices.DeleteFunc(all, func(c comment) bool {
 		return c.at == "typed_config.early_header_mutation_extensions" || c.at == "http_filters.disabled" || c.at == "typed_config.use_remote_address"
 	})
-	return append(all,
+	all = append(all,
+		comment{"value.disabled", "Off, but for routes that say otherwise."},
 		comment{"typed_config.early_header_mutation_extensions", "Only envoy-mcp-auth may set this mark; see the guard."},
 		comment{"typed_config.use_remote_address", "x-envoy-* headers of a caller (retries, timeouts) are taken off, and no\nx-forwarded-for is trusted."},
-		comment{"value.disabled", "Off, but for routes that say otherwise."},
+		comment{"route.timeout", "No limit on a whole answer: SSE streams last. A VirtualService cannot say so."},
 	)
+	converts := comment{"typed_config.default_source_code", "An upstream's last 401 is about our credential, and a caller can do nothing about it:\nit becomes a 502 with a reason, so that no client starts a login."}
+	if routeLevel { // there, no guard comes before it
+		return append([]comment{converts}, all...)
+	}
+	return append(all, converts)
 }
 
 // listen reads where the program is. In a mesh it listens on loopback, behind its own
@@ -207,6 +213,9 @@ func (m *istio) meshed(t target) (meshTarget, error) {
 	}
 	if t.Listen != "" {
 		return meshTarget{}, errors.New("envoy.listen: a mesh has no listener for it; take it out: paths pass unchanged here")
+	}
+	if t.proof() == policy.ProofMCPFilter {
+		return meshTarget{}, errors.New("tools.proof: Istio's proxy is not known to have Envoy's mcp filter; write proof: body")
 	}
 	if m.Gateway == "" && onlyMTLS([]target{t}) {
 		return meshTarget{}, errors.New("its callers prove themselves by certificate alone, and a sidecar is called without one by its own application; use --gateway, where the caller's sidecar shows its own, or give it a caller of kind key or jwt")
@@ -266,8 +275,7 @@ func (m *istio) header() string {
 	b.WriteString(`# Istio resources for the upstreams of an envoy-mcp-auth policy. Written by
 # "envoy-mcp-auth render istio"; change the policy and render again rather than
 # edit here, or run "envoy-mcp-auth check --envoy FILE" on the proxy's config_dump
-# (istioctl proxy-config all POD -o json shows the parts; the admin's /config_dump
-# is what check reads).
+# (kubectl exec POD -c istio-proxy -- pilot-agent request GET config_dump).
 #
 # Assumed:
 `)
@@ -281,12 +289,15 @@ func (m *istio) header() string {
 		say("the pod that asks also runs this program, and its proxy's container mounts the\n#   directory of %s", strings.TrimPrefix(m.set.Server.Listen, "unix://"))
 	} else {
 		name, ns, _ := strings.Cut(m.Service, ".")
-		say("Service %s in namespace %s leads to port %d of pods with the label app=%s, its\n#   port is named grpc, and those pods have a sidecar", name, ns, m.port, name)
+		say("Service %s in namespace %s leads to port %d of pods with the label app=%s, its\n#   port is named grpc, and those pods have a sidecar and service account %s", name, ns, m.port, name, name)
 		say("the mesh knows the extension provider of \"render istio --mesh-config\"")
 	}
 	say("the trust domain is cluster.local, and the cluster's domain too")
 	say("callers call http://HOST:PORT with the path of the upstream's url; the proxy speaks\n#   TLS from there")
 	say("no other VirtualService, DestinationRule or ServiceEntry is about these hosts")
+	if slices.ContainsFunc(m.ups, func(t meshTarget) bool { issuers, _ := t.issuers(); return len(issuers) > 0 }) {
+		say("protected resource metadata (RFC 9728) is served elsewhere: hosts here are the\n#   upstreams' own")
+	}
 	b.WriteString(`#
 # A MERGE into a cluster puts our HttpProtocolOptions in the place of Istio's own, so
 # they say all that is needed: HTTP/1.1 to upstreams, HTTP/2 to this program. Settings

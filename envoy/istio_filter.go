@@ -2,6 +2,7 @@ package envoy
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -9,14 +10,43 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
-	customv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/custom_response/v3"
+	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
+	headerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/header_mutation/v3"
+	luav3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/lua/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	httpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
 )
 
-const filterManager = "envoy.filters.network.http_connection_manager"
+const (
+	filterManager = "envoy.filters.network.http_connection_manager"
+	// filterRejected turns an upstream's last 401 into our 502.
+	filterRejected = "mcp_auth.rejected"
+)
+
+// rejectedCode is rejectedResponse in Lua: Istio's proxy is built from a list of
+// extensions of its own, and it is not known that custom_response is on it.
+func rejectedCode() string {
+	reason := policy.UpstreamRejected
+	set := new(strings.Builder)
+	for _, h := range refusalHeaders(reason.String()) {
+		fmt.Fprintf(set, "  headers:replace(%q, %q)\n", h.GetHeader().GetKey(), h.GetHeader().GetValue())
+	}
+	return `function envoy_on_response(handle)
+  local headers = handle:headers()
+  if headers:get(":status") ~= "401" or headers:get("` + ReasonHeader + `") ~= nil then
+    return
+  end
+  headers:replace(":status", "` + strconv.Itoa(reason.Status()) + `")
+` + set.String() + `  headers:remove("content-encoding")
+  headers:remove("etag")
+  headers:replace("content-length", tostring(handle:body(true):setBytes([[` + string(reason.Body(nil)) + `]])))
+end
+`
+}
 
 // envoyFilter holds what Istio has no resource for.
 func (m *istio) envoyFilter() (document, error) {
@@ -152,8 +182,8 @@ func (m *istio) listenerPatches(p *packed, at place) list {
 		Name:       filterManager,
 		ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: p.any(manager)},
 	})}
-	// The first idles: a route says what it answers, and to what.
-	chain := append([]*hcmv3.HttpFilter{httpFilter(filterCustomResponse, p.any(&customv3.CustomResponse{}))}, toolFilters(p, ups)...)
+	converter := httpFilter(filterRejected, p.any(&luav3.Lua{DefaultSourceCode: inlineString(rejectedCode())}))
+	chain := append([]*hcmv3.HttpFilter{disabled(converter)}, toolFilters(p, ups)...)
 	if m.RouteLevel {
 		for _, t := range m.ups {
 			if at.port != 0 && t.meshPort != at.port {
@@ -166,7 +196,10 @@ func (m *istio) listenerPatches(p *packed, at place) list {
 		all = append(all, patch("HTTP_FILTER", m.listenerMatch(at, filterRouter), "INSERT_BEFORE", f))
 	}
 	if limit := buffers(ups...); limit > bufferLimit {
-		match := m.listenerMatch(at, "")
+		match := object{m.context()}
+		if at.port != 0 {
+			match = append(match, field{key: "listener", value: object{{key: "portNumber", value: at.port}}})
+		}
 		all = append(all, patch("LISTENER", match, "MERGE", &listenerv3.Listener{PerConnectionBufferLimitBytes: u32(limit)}))
 	}
 	return all
@@ -233,18 +266,19 @@ func (m *istio) routePatches(p *packed, t meshTarget) list {
 	}}}}}
 	on := toolOverrides(p, t.target)
 	if !t.keepsChallenge() {
-		on[filterCustomResponse] = p.any(rejectedResponse(p))
+		on[filterRejected] = p.any(&luav3.LuaPerRoute{Override: &luav3.LuaPerRoute_SourceCode{SourceCode: inlineString(rejectedCode())}})
 	}
 	if m.RouteLevel {
-		for _, prefix := range []string{filterHeaderMutation, filterExtProc, filterGuard} {
-			on[prefix+"/"+t.Name] = p.any(&routev3.FilterConfig{Config: &anypb.Any{}})
-		}
+		// Each says nothing new: being said at all is what switches a filter on.
+		on[filterHeaderMutation+"/"+t.Name] = p.any(&headerv3.HeaderMutationPerRoute{Mutations: &headerv3.Mutations{}})
+		on[filterExtProc+"/"+t.Name] = p.any(&extprocv3.ExtProcPerRoute{Override: &extprocv3.ExtProcPerRoute_Overrides{Overrides: &extprocv3.ExtProcOverrides{}}})
+		on[filterGuard+"/"+t.Name] = p.any(&luav3.LuaPerRoute{Override: &luav3.LuaPerRoute_SourceCode{SourceCode: inlineString(guardCode(t.Name))}})
 	}
 	return list{
 		patch("VIRTUAL_HOST", vhost, "MERGE", &routev3.VirtualHost{IncludeRequestAttemptCount: true}),
 		patch("HTTP_ROUTE", route, "MERGE", &routev3.Route{
 			TypedPerFilterConfig: on,
-			Action:               &routev3.Route_Route{Route: &routev3.RouteAction{IdleTimeout: seconds(time.Hour)}},
+			Action:               &routev3.Route_Route{Route: &routev3.RouteAction{Timeout: seconds(0), IdleTimeout: seconds(time.Hour)}},
 		}),
 	}
 }

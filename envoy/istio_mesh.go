@@ -38,9 +38,10 @@ func strs(all ...string) list {
 // seen is who may see a host: the proxies that ask, and those that lead to them.
 func (m *istio) seen() list {
 	if m.home() == m.Namespace {
-		return strs(".")
+		return strs(m.Namespace)
 	}
-	return strs(".", m.Namespace)
+	// By name: a rule of Istio's own namespace that says "." is none for a gateway there.
+	return strs(m.home(), m.Namespace)
 }
 
 // hostDocuments say where an upstream is, how the way there is encrypted, and which
@@ -109,7 +110,8 @@ func (m *istio) virtualService(t meshTarget) object {
 	spec := object{{key: "hosts", value: strs(t.meshHost)}, {key: "exportTo", value: m.seen()}}
 	var routes list
 	if m.Gateway == "" {
-		routes = m.routes(t, nil)
+		// By port: Istio answers for the host on every port of the mesh else.
+		routes = m.routes(t, object{{key: "port", value: t.meshPort}})
 	} else {
 		spec = append(spec, field{key: "gateways", value: strs("mesh", mcpGateway)})
 		routes = append(list{m.towardsGateway(t)}, m.routes(t, object{{key: "gateways", value: strs(mcpGateway)}})...)
@@ -169,7 +171,6 @@ func (m *istio) lead(t meshTarget, match list) object {
 		{key: "name", value: t.routeName()},
 		{key: "match", value: match},
 		{key: "rewrite", value: object{{key: "authority", value: t.authority, remark: "The upstream gets its own host, never one that the caller chose."}}},
-		{key: "timeout", value: "0s", remark: "No limit on a whole answer: SSE streams last."},
 		{key: "retries", value: retries},
 		{key: "headers", value: headers},
 		{key: "route", value: list{object{{key: "destination", value: to}}}},
@@ -206,7 +207,6 @@ func (m *istio) towardsGateway(t meshTarget) object {
 	return object{
 		{key: "name", value: "towards-egress"},
 		{key: "match", value: list{object{{key: "gateways", value: strs("mesh")}, {key: "port", value: t.meshPort}}}},
-		{key: "timeout", value: "0s"},
 		{key: "retries", value: object{{key: "attempts", value: 0}}},
 		{key: "route", value: list{object{{key: "destination", value: object{
 			{key: "host", value: serviceHost(m.Gateway)},
@@ -283,13 +283,16 @@ func (m *istio) serverDocuments() []document {
 	})
 	use := resource(networking, "DestinationRule", name, ns, object{
 		{key: "host", value: serviceHost(m.Service)},
-		{key: "trafficPolicy", value: object{{key: "tls", value: object{{key: "mode", value: "ISTIO_MUTUAL"}}}}},
+		{key: "trafficPolicy", value: object{{key: "tls", value: object{
+			{key: "mode", value: "ISTIO_MUTUAL"},
+			{key: "subjectAltNames", value: strs("spiffe://cluster.local/ns/" + ns + "/sa/" + name)},
+		}}}},
 	})
 	return []document{
 		{"This program listens on loopback: nothing but its own proxy reaches it, not even by\nthe pod's address.", sidecar},
 		{"Its proxy takes mutual TLS and nothing else.", mutual},
 		{"Whoever may ask gets tokens: these service accounts, and nobody else. One of its own\nfor the callers is better than a whole namespace: --principal.", allow},
-		{"Proxies speak mutual TLS to it.", use},
+		{"Proxies speak mutual TLS to it, and to nothing that is not it.", use},
 	}
 }
 

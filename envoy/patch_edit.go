@@ -1,6 +1,7 @@
 package envoy
 
 import (
+	"fmt"
 	"regexp"
 	"slices"
 	"strings"
@@ -200,11 +201,15 @@ func (p *patcher) made(m tree, key string, kind yaml.Kind) tree {
 	if at := m.get(key); at.ok() && at.n.Kind == kind {
 		return at
 	}
-	k, old := entryOf(m.n, key)
-	if old != nil {
-		p.drop(m, k) // null, or nothing that Envoy would take
-	}
 	n := &yaml.Node{Kind: kind}
+	k, old := entryOf(m.n, key)
+	if old != nil && old.ShortTag() != "!!null" {
+		p.fail(fmt.Errorf("line %d: %s: want %s, as Envoy does", k.Line, join(m.path, key), map[yaml.Kind]string{yaml.SequenceNode: "a list", yaml.MappingNode: "a mapping"}[kind]))
+		return tree{n: n}
+	}
+	if old != nil {
+		p.drop(m, k)
+	}
 	k = scalarNode(key)
 	k.HeadComment = p.remark(join(m.path, key), n)
 	m.n.Content = append(m.n.Content, k, n)

@@ -3,6 +3,7 @@ package envoy
 import (
 	"slices"
 	"strings"
+	"time"
 
 	mutationv3 "github.com/envoyproxy/go-control-plane/envoy/config/common/mutation_rules/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -52,7 +53,7 @@ func (p *patcher) managers() {
 		for _, m := range connectionManagers(l) {
 			rc, seen := p.routesOf(m.hcm)
 			if !seen {
-				p.note("listener %q fetches its routes %q elsewhere: whether they lead to an upstream cannot be seen here; give the answer of /config_dump too", l.get("name").str(), m.hcm.get("rds", "route_config_name").str())
+				p.note("listener %q fetches its routes %q elsewhere: whether they lead to an upstream cannot be seen here; give the answer of /config_dump too", listenerName(l), m.hcm.get("rds", "route_config_name").str())
 			}
 			var mine []leg
 			others := 0
@@ -78,9 +79,21 @@ func (p *patcher) managers() {
 	}
 }
 
+// listenerName is its name, or the address of one that has none.
+func listenerName(l tree) string {
+	if name := l.get("name").str(); name != "" {
+		return name
+	}
+	at := l.get("address", "socket_address")
+	return at.get("address").str() + ":" + at.get("port_value").str()
+}
+
 func (p *patcher) manager(l tree, m manager, mine []leg, others int) {
 	ups := p.upstreamsOf(mine, func(*target) bool { return true })
-	name := l.get("name").str()
+	name := listenerName(l)
+	if n, ok := l.get("per_connection_buffer_limit_bytes").number(); ok && n < bufferLimit {
+		p.note("listener %q: its per_connection_buffer_limit_bytes of %d is all that is kept of a call for a second attempt: a larger one is not repeated when a token was revoked", name, n)
+	}
 	if others > 0 {
 		p.assume("listener %q has %d more route(s): what is changed in its connection manager (paths, hosts, headers with _, its access log) holds for them too; if one cannot live with that, give the routes to upstreams a listener of their own", name, others)
 	}
@@ -108,7 +121,7 @@ func (p *patcher) hygiene(name string, hcm tree) {
 		"path-not-normalized": true, "slashes-not-merged": true, "escaped-slashes": "REJECT_REQUEST", "host-port": true, "host-dot": true,
 		"underscores": "REJECT_REQUEST", "remote-address": true, "caller-certificate-header": "SANITIZE", "idle-timeout": "3600s",
 	}
-	for _, r := range managerRules() {
+	for _, r := range managerRules(tree{}) {
 		fix, known := fixes[r.id]
 		if !known || r.ok(hcm.get(r.keys...)) {
 			continue
@@ -372,9 +385,7 @@ func (p *patcher) route(l leg, by passage) {
 	if !l.action.get("timeout").ok() {
 		p.put(l.action, "timeout", scalarNode("0s"), "Envoy's 15 s would cut SSE streams and long tool calls off")
 	}
-	if d, ok := l.action.get("timeout").duration(); ok && d > 0 {
-		p.note("%s: its timeout of %s ends SSE streams and longer tool calls; 0s has none", l.route.path, d)
-	}
+	p.short(l)
 	lent := slices.ContainsFunc(ups, func(u *target) bool { return !u.keepsChallenge() })
 	p.retry(l, slices.ContainsFunc(ups, func(u *target) bool { return !u.Credential.None() && u.RetryOn401 }))
 	p.lists(l.route, "request_headers_to_remove", by.misleading, "a caller could tell the upstream of another host or path than it asked for")
@@ -388,6 +399,16 @@ func (p *patcher) route(l leg, by passage) {
 		p.lists(l.route, "response_headers_to_remove", []string{challengeHeader}, "the upstream's challenge is for the holder of the credential, which is not the caller")
 	}
 	p.perRoute(l, t, lent, by)
+}
+
+// short tells of times that end what takes long.
+func (p *patcher) short(l leg) {
+	if d, ok := l.action.get("timeout").duration(); ok && d > 0 {
+		p.note("%s: its timeout of %s ends SSE streams and longer tool calls; 0s has none", l.route.path, d)
+	}
+	if d, ok := l.action.get("idle_timeout").duration(); ok && d > 0 && d < time.Hour {
+		p.note("%s: its idle_timeout of %s ends SSE streams and tool calls that are silent so long", l.route.path, d)
+	}
 }
 
 // passed are the misleading headers that the listener does not take off.

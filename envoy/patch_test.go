@@ -178,7 +178,8 @@ func TestPatchRefuses(t *testing.T) {
 		"a: b":       "want listeners or clusters",
 		"a: [":       "did not find",
 		"&x {a: *x}": "four million",
-		"static_resources: {clusters: [{name: b}]}\n---\nx: y\n": "want one document",
+		"static_resources: {clusters: [{name: a, circuit_breakers: [x]}]}": "want a mapping, as Envoy does",
+		"static_resources: {clusters: [{name: b}]}\n---\nx: y\n":           "want one document",
 		"static_resources: {clusters: [{name: b, load_assignment: {endpoints: [{lb_endpoints: [{endpoint: {address: {socket_address: {address: a.company.com, port_value: 443}}}}]}]}}]}": `write envoy: {cluster: b} in the policy`,
 	} {
 		_, err := envoy.Patch("envoy.yaml", []byte(text), s, envoy.Options{})

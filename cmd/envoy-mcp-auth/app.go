@@ -281,7 +281,7 @@ func (a *app) close() {
 
 // newLimits makes the gate of the policy's limits.
 func newLimits(m *metrics.Metrics, log zerolog.Logger) *limits.Limits {
-	counts := metrics.NewLimits(m.Registry)
+	counts := metrics.NewLimits(m)
 	return limits.New(limits.Config{
 		Now: time.Now, Log: log, Limited: counts.Limited, Asked: counts.Asked, Up: counts.Up, Off: counts.Off,
 	})

@@ -65,6 +65,12 @@ func viewToken(t *tokens.Status) *admin.Token {
 // viewParts describes what this process stands on besides its upstreams.
 func viewParts(r *statusReport, set *policy.Set) []admin.Part {
 	var parts []admin.Part
+	if r.Audit != nil {
+		parts = append(parts, viewAudit(r.Audit))
+	}
+	if r.XDS != nil {
+		parts = append(parts, viewXDS(r.XDS))
+	}
 	if r.SharedCache != nil {
 		parts = append(parts, viewCache(r.SharedCache))
 	}

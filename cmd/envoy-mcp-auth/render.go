@@ -40,7 +40,7 @@ func newRender(st streams) *cobra.Command {
 	forEnvoy.Flags().StringVar(&opt.Admin, "admin", "", "give Envoy an admin listener at this address; it has none otherwise")
 	forEnvoy.MarkFlagsMutuallyExclusive("patch", "xds")
 	forEnvoy.MarkFlagsMutuallyExclusive("patch", "admin")
-	cmd.AddCommand(forEnvoy, newRenderIstio(st),
+	cmd.AddCommand(forEnvoy, newGatewayRenderer(st), newRenderIstio(st),
 		newRenderer(st, "litellm", "The mcp_servers block of a LiteLLM configuration", envoy.RenderLiteLLM))
 	return cmd
 }

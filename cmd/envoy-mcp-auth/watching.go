@@ -18,7 +18,7 @@ import (
 
 // startWatch makes the watch, and the way to those that it alerts.
 func (a *app) startWatch(log zerolog.Logger) {
-	counts := metrics.NewWatch(a.metrics.Registry, func(yield func(string, bool)) { a.watch.Off(yield) })
+	counts := metrics.NewWatch(a.metrics, func(yield func(string, bool)) { a.watch.Off(yield) })
 	a.alerts = alert.New(alert.Config{
 		Secrets: a.secrets, Now: time.Now, Dice: rand.Float64, Log: log, Delivered: counts.Delivered,
 	})

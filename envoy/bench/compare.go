@@ -73,7 +73,7 @@ func freeAddress(ctx context.Context) (string, error) {
 func compare(ctx context.Context, dir, binary string, opt options) error {
 	tokens := tokenEndpoint()
 	defer tokens.Close()
-	var addr [6]string // ours, empty, backend, admin, ours with the access log, ours with tool rules
+	var addr [8]string // ours, empty, backend, admin, ours with the access log, ours with tool rules, audited, its admin
 	for i := range addr {
 		a, err := freeAddress(ctx)
 		if err != nil {
@@ -96,6 +96,12 @@ func compare(ctx context.Context, dir, binary string, opt options) error {
 		return err
 	}
 	defer ours.stop()
+	auditedText := policyText("audited", filepath.Join(dir, "audited.sock"), addr[7], addr[6], addr[2], tokens.URL, "")
+	audited, err := startAudited(dir, binary, auditedText)
+	if err != nil {
+		return err
+	}
+	defer audited.stop()
 	self, err := os.Executable()
 	if err != nil {
 		return err
@@ -105,10 +111,12 @@ func compare(ctx context.Context, dir, binary string, opt options) error {
 		return err
 	}
 	defer baseline.stop()
-	if err := ours.waitReady(ctx, addr[3], 15*time.Second); err != nil {
-		return err
+	for admin, s := range map[string]*process{addr[3]: ours, addr[7]: audited} {
+		if err := s.waitReady(ctx, admin, 15*time.Second); err != nil {
+			return err
+		}
 	}
-	bootstrap, err := merged(oursText, emptyText, strings.Replace(oursText, addr[0], addr[4], 1), ruledText, addr[2])
+	bootstrap, err := merged(oursText, emptyText, strings.Replace(oursText, addr[0], addr[4], 1), ruledText, auditedText, addr[2])
 	if err != nil {
 		return err
 	}
@@ -121,15 +129,27 @@ func compare(ctx context.Context, dir, binary string, opt options) error {
 		side{"envoy-mcp-auth", ours.pid(), addr[0], "/ours/mcp"},
 		side{"envoy-mcp-auth with the access log", ours.pid(), addr[4], "/ours/mcp"},
 		side{"envoy-mcp-auth with tool rules", ours.pid(), addr[5], "/ruled/mcp"},
+		side{"envoy-mcp-auth with the access log and the audit", audited.pid(), addr[6], "/audited/mcp"},
 		side{"empty ext_proc server", baseline.pid(), addr[1], "/empty/mcp"})
+}
+
+// startAudited runs our server with an audit that every reply waits for.
+func startAudited(dir, binary, text string) (*process, error) {
+	file := filepath.Join(dir, "audited.yaml")
+	text += "audit: {file: " + filepath.Join(dir, "audit.jsonl") + ", required: true}\n"
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		return nil, err
+	}
+	return start(filepath.Join(dir, "audited.log"), []string{"BENCH_SECRET=bench"}, binary, "serve", "-c", file)
 }
 
 // merged is one Envoy with both sides' rendered configuration, and a listener
 // that answers 200 as their upstream. The empty server cannot set our mark, so
 // its side goes without the guard. Neither side sends its access log: a third
 // listener does, with calls that go by our server as well. A fourth has tool
-// rules, so that each body is read.
-func merged(ours, empty, logged, ruled, backend string) ([]byte, error) {
+// rules, so that each body is read. The calls of a fifth go by another of our servers,
+// which has its access log and keeps an audit of each.
+func merged(ours, empty, logged, ruled, audited, backend string) ([]byte, error) {
 	a, err := rendered(ours)
 	if err != nil {
 		return nil, err
@@ -146,6 +166,12 @@ func merged(ours, empty, logged, ruled, backend string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	f, err := rendered(audited)
+	if err != nil {
+		return nil, err
+	}
+	rename(f, "envoy_mcp_auth", "audited_server")
+	rename(f, "mcp", "mcp_audited")
 	dropLog(a)
 	dropLog(b)
 	dropLog(t)
@@ -165,9 +191,10 @@ func merged(ours, empty, logged, ruled, backend string) ([]byte, error) {
 	res, other := a["static_resources"].(map[string]any), b["static_resources"].(map[string]any) //nolint:forcetypeassert // rendered just now
 	third := l["static_resources"].(map[string]any)                                              //nolint:forcetypeassert // as above
 	fourth := t["static_resources"].(map[string]any)                                             //nolint:forcetypeassert // as above
-	res["listeners"] = slices.Concat(list(res["listeners"]), list(other["listeners"]), list(third["listeners"]), list(fourth["listeners"]), []any{upstream})
+	fifth := f["static_resources"].(map[string]any)                                              //nolint:forcetypeassert // as above
+	res["listeners"] = slices.Concat(list(res["listeners"]), list(other["listeners"]), list(third["listeners"]), list(fourth["listeners"]), list(fifth["listeners"]), []any{upstream})
 	// The first cluster of the fourth is the way to our server, which is there already.
-	res["clusters"] = slices.Concat(list(res["clusters"]), list(other["clusters"]), list(fourth["clusters"])[1:])
+	res["clusters"] = slices.Concat(list(res["clusters"]), list(other["clusters"]), list(fourth["clusters"])[1:], list(fifth["clusters"]))
 	return yaml.Marshal(a)
 }
 
@@ -283,11 +310,12 @@ func measure(ctx context.Context, s side, envoyPID, connections, n int) (sample,
 	return sample{per(0), per(1)}, nil
 }
 
-func table(ctx context.Context, envoyPID int, opt options, ours, logged, ruled, baseline side) error {
+func table(ctx context.Context, envoyPID int, opt options, ours, logged, ruled, audited, baseline side) error {
 	fmt.Printf("\nProcessor time per call, µs (medians of %d pairs of %d calls; one Envoy worker; rendered configuration)\n\n", opt.rounds, opt.requests)          //nolint:forbidigo // this is the output
 	fmt.Printf("| connections | envoy-mcp-auth | empty ext_proc server | ratio | min–max | Envoy with ours | Envoy with empty |\n|---|---|---|---|---|---|---|\n") //nolint:forbidigo // this is the output
+	var added []cost
 	for _, connections := range []int{8, 64} {
-		all := []side{ours, baseline, logged, ruled}
+		all := []side{ours, baseline, logged, ruled, audited}
 		for _, s := range all { // warm up
 			if _, err := measure(ctx, s, envoyPID, connections, opt.requests/4); err != nil {
 				return err
@@ -307,8 +335,39 @@ func table(ctx context.Context, envoyPID int, opt options, ours, logged, ruled, 
 		row(strconv.Itoa(connections), samples[0], samples[1])
 		row(strconv.Itoa(connections)+", with the access log", samples[2], samples[1])
 		row(strconv.Itoa(connections)+", with tool rules", samples[3], samples[1])
+		row(strconv.Itoa(connections)+", with the access log and the audit", samples[4], samples[1])
+		added = append(added, cost{connections, "outcomes (the access log)", samples[2], samples[0]},
+			cost{connections, "audit, each line waited for", samples[4], samples[2]})
 	}
+	printAdded(added)
 	return nil
+}
+
+// cost is what something costs: calls with it and without.
+type cost struct {
+	connections   int
+	what          string
+	with, without []sample
+}
+
+// printAdded prints what a call costs more with outcomes, and more again with the
+// audit, as medians of the differences within one round.
+func printAdded(all []cost) {
+	fmt.Printf("\nWhat is added to a call, µs, in the same rounds\n\n| connections | added | this server | ratio to without | min–max | Envoy |\n|---|---|---|---|---|---|\n") //nolint:forbidigo // this is the output
+	for _, c := range all {
+		var ratios, server, proxy []float64
+		for i := range c.with {
+			ratios = append(ratios, c.with[i].server/c.without[i].server)
+			server = append(server, c.with[i].server-c.without[i].server)
+			proxy = append(proxy, c.with[i].envoy-c.without[i].envoy)
+		}
+		slices.Sort(ratios)
+		slices.Sort(server)
+		slices.Sort(proxy)
+		mid := len(ratios) / 2
+		fmt.Printf("| %d | %s | %+.1f | **%.2f** | %.2f–%.2f | %+.0f |\n", //nolint:forbidigo // this is the output
+			c.connections, c.what, server[mid], ratios[mid], ratios[0], ratios[len(ratios)-1], proxy[mid])
+	}
 }
 
 // row prints one side next to the empty server.

@@ -296,7 +296,7 @@ func (r *rig) everyMediumTells(t *testing.T) {
 	t.Helper()
 	want := map[string][]string{
 		"the program's log": {marked, denied, `"kind":"decision"`}, "the program's /metrics": {marked, tool}, "the program's /status": {marked, denied},
-		"the program's /": {marked, denied}, "the page, searched": {marked}, "the page of " + marked: {marked, denied}, "the page of secret": {"secret"}, "the page of fixed": {"fixed"},
+		"the program's /": {marked, denied, "chained.jsonl"}, "the page, searched": {marked}, "the page of " + marked: {marked, denied}, "the page of secret": {"secret"}, "the page of fixed": {"fixed"},
 		"the audit file": {marked, tool, denied, "harmless-subject", "upstream_rejected"}, "syslog": {marked, tool, denied, "harmless-subject"},
 		"OTLP logs": {marked, tool, denied, "harmless-subject"}, "OTLP traces": {marked, tool, denied, "mcp_auth.decide"},
 		"alerts to hook": {marked, "firing"}, "alerts to chat": {marked}, "alerts to manager": {marked},

@@ -2,13 +2,17 @@ package e2e_test
 
 import (
 	"encoding/json"
+	"errors"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/cached"
 )
 
 // TestAdmin: what the admin listener answers, and that it only reads.
@@ -48,6 +52,27 @@ func TestAdmin(t *testing.T) {
 	}
 	if got := r.do(t.Context(), nil, r.proc.admin+"/status", nil, nil); got.status != http.StatusMethodNotAllowed {
 		t.Errorf("POST: want 405, got %v", got)
+	}
+}
+
+// TestMetricsLint: what the real /metrics says after calls of several kinds keeps
+// Prometheus' conventions, by promtool's own linter.
+func TestMetricsLint(t *testing.T) {
+	missing := errors.New("no promtool found: set $PROMTOOL to the program, or run tools/install promtool")
+	program := cached.Require(t, "promtool", cached.Part{Env: "PROMTOOL", Dir: "promtool", Program: "promtool", Missing: missing}.Find, missing)
+	r := start(t, standard)
+	r.post("/alpha/mcp", "{}", own("")...)
+	r.post("/keyed/mcp", "{}")
+	r.post("/nobody/mcp", "{}")
+	r.eventually("the calls have ended", 5*time.Second, func() bool { return r.logged() >= 2 })
+	_, text := r.proc.get("/metrics")
+	if n := strings.Count(text, "\n# TYPE mcp_auth_"); n < 20 {
+		t.Errorf("want the metrics, got %d of ours", n)
+	}
+	cmd := exec.CommandContext(t.Context(), program, "check", "metrics")
+	cmd.Stdin = strings.NewReader(text)
+	if out, err := cmd.CombinedOutput(); err != nil || len(out) > 0 {
+		t.Errorf("promtool check metrics: %v\n%s", err, out)
 	}
 }
 

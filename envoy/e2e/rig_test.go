@@ -99,6 +99,8 @@ type rig struct {
 // facts are what a policy template may name.
 type facts struct {
 	Dir, Socket, Admin, Listen, TokenURL, KeySum string
+	// Spare is one more loopback address.
+	Spare string
 
 	t         *testing.T
 	upstreams map[string]*upstream
@@ -145,7 +147,7 @@ func newRig(t *testing.T, text string, change ...func(*rig)) *rig {
 	}})
 	sum := sha256.Sum256([]byte(callerKey))
 	r := &rig{t: t, dir: dir, issuer: issuer, facts: &facts{
-		Dir: dir, Socket: filepath.Join(dir, "p.sock"), Admin: free(t), Listen: free(t),
+		Dir: dir, Socket: filepath.Join(dir, "p.sock"), Admin: free(t), Listen: free(t), Spare: free(t),
 		TokenURL: issuer.TokenURL(), KeySum: hex.EncodeToString(sum[:]),
 		t: t, upstreams: map[string]*upstream{}, pki: newPKI(t, dir),
 	}}

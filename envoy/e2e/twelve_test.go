@@ -38,10 +38,18 @@ func attachments() []attachment {
 			r.startEnvoy(r.render())
 			return shared(r)
 		}},
+		{name: "render envoy --patch", start: func(r *rig) func(string) string { return patched(r, free(r.t)) }},
 		{name: "serve --xds", start: func(r *rig) func(string) string {
 			r.follow()
 			return shared(r)
 		}},
+		{name: "Istio, sidecar", policy: inMesh, start: func(r *rig) func(string) string { return r.istio("sidecar") }},
+		{name: "Istio, sidecar, Unix socket", policy: inMesh, start: func(r *rig) func(string) string { return r.istio("socket") }},
+		{name: "Istio, sidecar, route level", policy: inMesh, start: func(r *rig) func(string) string { return r.istio("route") }},
+		{name: "Istio, egress gateway", policy: inMesh, start: func(r *rig) func(string) string { return r.istio("gateway") }},
+		{name: "Istio, egress gateway, route level", policy: inMesh, start: func(r *rig) func(string) string { return r.istio("gateway-route") }},
+		{name: "Envoy Gateway", policy: gatewayPolicy, start: gateway("xds.yaml")},
+		{name: "Envoy Gateway, --patch-policies", policy: gatewayPolicy, start: gateway("xds-patched.yaml")},
 	}
 }
 

@@ -4,11 +4,14 @@ import (
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
-	"os"
+	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -88,8 +91,8 @@ func (l *letter) signed() bool {
 	return l.header.Get("Webhook-Signature") == "v1,"+base64.StdEncoding.EncodeToString(mac.Sum(nil))
 }
 
-// breakerOf reads /status.
-func (p *processor) breakerOf(upstream string) string {
+// breaker reads the state of alpha's breaker in /status.
+func (p *processor) breaker() string {
 	var st struct {
 		Watch struct {
 			Upstreams []struct {
@@ -101,7 +104,7 @@ func (p *processor) breakerOf(upstream string) string {
 	_, text := p.get("/status")
 	_ = json.Unmarshal([]byte(text), &st)
 	for _, u := range st.Watch.Upstreams {
-		if u.Name == upstream {
+		if u.Name == "alpha" {
 			return u.Breaker.State
 		}
 	}
@@ -138,7 +141,7 @@ func TestWatchLine(t *testing.T) {
 		}
 		beta()
 	}
-	if got := r.proc.breakerOf("alpha"); got != "closed" || len(hook.letters()) > 0 {
+	if got := r.proc.breaker(); got != "closed" || len(hook.letters()) > 0 {
 		t.Fatalf("want nothing told while all is well, got %q, %v", got, hook.letters())
 	}
 
@@ -187,33 +190,154 @@ func TestWatchLine(t *testing.T) {
 
 	r.up("alpha").answerFunc(fine)
 	r.eventually("alpha is back", 30*time.Second, func() bool {
-		return r.post("/alpha/mcp", "{}", key...).status == http.StatusOK && r.proc.breakerOf("alpha") == "closed"
+		return r.post("/alpha/mcp", "{}", key...).status == http.StatusOK && r.proc.breaker() == "closed"
 	})
 	for range 10 {
 		if got := r.post("/alpha/mcp", "{}", key...); got.status != http.StatusOK {
 			t.Errorf("once it is back, calls pass: %v", got)
 		}
 	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			_, status := r.proc.get("/status")
-			t.Logf("hook %+v, status %s", hook.letters(), status)
-			b, _ := os.ReadFile(r.proc.log)
-			for line := range strings.Lines(string(b)) {
-				if !strings.Contains(line, "refused\"") {
-					t.Log(line)
-				}
-			}
-		}
-	})
 	r.eventually("all are told that it is over", 40*time.Second, func() bool {
 		return len(hook.find(`"status":"resolved"`)) == 1 && len(chat.find("*RESOLVED* auth_failures")) == 1
 	})
 	for _, l := range slices.Concat(hook.letters(), chat.letters(), manager.letters()) {
-		for _, secret := range []string{callerKey, alphaSecret, betaSecret, alertKey, "SECRET-PATH", canary} {
-			if strings.Contains(l.body, secret) {
-				t.Errorf("a secret is told: %s", l.body)
-			}
+		if strings.Contains(l.body, "SECRET-PATH") {
+			t.Errorf("the chat's URL is told: %s", l.body)
 		}
 	}
+	r.mail(hook, chat, manager)
+}
+
+// TestWatchOneCaller: no caller can have an upstream switched off for another one,
+// neither with wrong keys nor with requests that the upstream fails at.
+func TestWatchOneCaller(t *testing.T) {
+	const evilKey = "key-of-another-CNRY"
+	sum := sha256.Sum256([]byte(evilKey))
+	r, hook, _, _ := startWatched(t, strings.ReplaceAll(strings.Replace(watched,
+		"defaults: {callers: [robot]}", "  evil: {key: {sha256: "+hex.EncodeToString(sum[:])+"}}\ndefaults: {callers: [robot, evil]}", 1),
+		"do: [alert, disable]}", "do: [alert, disable, throttle]}"))
+	robot := func(when string) {
+		t.Helper()
+		if got := r.post("/alpha/mcp", "{}", "x-mcp-auth-key", callerKey); got.status != http.StatusOK {
+			t.Fatalf("%s: the other caller is not served: %v", when, got)
+		}
+	}
+	robot("before")
+	for range 40 {
+		r.post("/alpha/mcp", "{}", "x-mcp-auth-key", "wrong").refused(t, http.StatusForbidden, "caller_invalid")
+	}
+	r.eventually("wrong keys are told", 20*time.Second, func() bool { return len(hook.find(`"stage":"caller"`)) > 0 })
+	robot("after wrong keys")
+
+	r.up("alpha").answerFunc(func(w http.ResponseWriter, req *http.Request) {
+		if req.Header.Get("X-Crash") != "" {
+			w.WriteHeader(http.StatusInternalServerError)
+		}
+	})
+	for range 60 {
+		if got := r.post("/alpha/mcp", "{}", "x-mcp-auth-key", evilKey, "x-crash", "1"); got.status != http.StatusInternalServerError {
+			t.Fatalf("got %v", got)
+		}
+	}
+	r.eventually("its crashes are told", 20*time.Second, func() bool { return len(hook.find(`"rule":"errors"`)) > 0 })
+	for range 20 {
+		robot("after crashes")
+	}
+	if got := r.proc.breaker(); got != "closed" {
+		t.Errorf("want it on, got %q", got)
+	}
+}
+
+// TestWatchReload: an upstream that fails is switched off by its errors, stays so over
+// a reload, and is on again when the policy does not want that any more. By hand it
+// is off without a reason.
+func TestWatchReload(t *testing.T) {
+	r, _, _, _ := startWatched(t, strings.Replace(watched, "open: 1s, max_open: 2s", "open: 10m, max_open: 10m", 1))
+	key := pairs{"x-mcp-auth-key", callerKey}
+	r.up("alpha").answerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) })
+	off := func() bool {
+		got := r.post("/alpha/mcp", "{}", key...)
+		return got.reason() == "upstream_disabled" && got.status == http.StatusServiceUnavailable && got.header.Get("Retry-After") != ""
+	}
+	r.eventually("alpha is switched off", 20*time.Second, off)
+	text := r.fill(strings.Replace(watched, "open: 1s, max_open: 2s", "open: 10m, max_open: 10m", 1))
+	reload := func(text string) {
+		before := r.proc.metric("mcp_auth_config_last_reload_success_timestamp_seconds")
+		r.write("policy.yaml", text)
+		r.eventually("the policy is in force", 10*time.Second, func() bool {
+			return r.proc.metric("mcp_auth_config_last_reload_success_timestamp_seconds") > before
+		})
+	}
+	reload(text + "# the same\n")
+	if !off() {
+		t.Error("a reload switches it on")
+	}
+	r.up("alpha").answerFunc(fine)
+	reload(strings.ReplaceAll(text, "do: [alert, disable]", "do: [alert]"))
+	if got := r.post("/alpha/mcp", "{}", key...); got.status != http.StatusOK {
+		t.Errorf("want it on again, got %v", got)
+	}
+	reload(strings.Replace(text, "  alpha:\n", "  alpha:\n    disabled: true\n", 1))
+	if !off() || r.proc.breaker() != "disabled" {
+		t.Errorf("want it off by hand, got %q", r.proc.breaker())
+	}
+	if got := r.post("/beta/mcp", "{}", key...); got.status != http.StatusOK {
+		t.Errorf("beta: %v", got)
+	}
+}
+
+// TestWatchSweep: a caller that tries many tools is held back at every upstream, and
+// told by name; the other caller is not concerned. What it put into its calls is
+// told to nobody.
+func TestWatchSweep(t *testing.T) {
+	const thiefKey, argument = "key-of-the-thief-CNRY", "an-argument-of-a-call"
+	sum := sha256.Sum256([]byte(thiefKey))
+	text := strings.NewReplacer(
+		"defaults: {callers: [robot]}", "  thief: {key: {sha256: "+hex.EncodeToString(sum[:])+"}}\ndefaults: {callers: [robot, thief], tools: {default: allow}}",
+		"  breaker:", "  sweep: {tools: 5, window: 1m, do: [alert, throttle]}\n  throttle: {rate: 1/min, for: 10m}\n  breaker:",
+	).Replace(watched)
+	r, hook, chat, manager := startWatched(t, text)
+	call := func(upstream, key, tool string) reply {
+		return r.post("/"+upstream+"/mcp", `{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"`+tool+`","arguments":{"password":"`+argument+`"}}}`,
+			"X-Mcp-Auth-Key", key, "Authorization", "Bearer "+callerToken, "Cookie", "session="+canary, "Content-Type", "application/json")
+	}
+	for i := range 6 {
+		if got := call([]string{"alpha", "beta"}[i%2], thiefKey, fmt.Sprintf("tool_%d", i)); got.status != http.StatusOK {
+			t.Fatalf("got %v", got)
+		}
+	}
+	r.eventually("the sweep is told", 20*time.Second, func() bool {
+		return len(hook.find(`"caller":"thief"`)) == 1 && len(chat.find("thief")) == 1 && len(manager.find("MCPAuthSweep")) > 0
+	})
+	for _, upstream := range []string{"alpha", "beta"} { // one a minute is left, of both together
+		if got := call(upstream, thiefKey, "tool_1"); got.status != http.StatusOK {
+			got.refused(t, http.StatusTooManyRequests, "rate_limited")
+			if wait, err := strconv.Atoi(got.header.Get("Retry-After")); err != nil || wait < 1 || wait > 60 {
+				t.Errorf("want a retry-after within the minute, got %q", got.header.Get("Retry-After"))
+			}
+		} else if upstream == "beta" {
+			t.Error("want the second call of a minute refused")
+		}
+		if got := call(upstream, callerKey, "tool_1"); got.status != http.StatusOK {
+			t.Errorf("the other caller: %v", got)
+		}
+	}
+	r.mail(hook, chat, manager)
+	for where, text := range r.channels() {
+		if strings.Contains(text, argument) || strings.Contains(text, thiefKey) {
+			t.Errorf("an argument or a key can be read in %s", where)
+		}
+	}
+}
+
+// mail has everything that was told scanned for secrets, with all else, at the end.
+func (r *rig) mail(boxes ...*mailbox) {
+	var all strings.Builder
+	for _, m := range boxes {
+		for _, l := range m.letters() {
+			fmt.Fprintln(&all, l.path, l.header, l.body)
+		}
+	}
+	r.write("mail", all.String())
+	r.told = append(r.told, filepath.Join(r.dir, "mail"))
 }

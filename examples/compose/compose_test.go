@@ -25,7 +25,9 @@ import (
 const (
 	containerDir = "/demo"
 	demoDir      = "../demo"
-	user         = "65532:65532" // of distroless images
+	fullDir      = "full"
+	files        = "${FILES:-" + demoDir + "}" // chosen in .env
+	user         = "65532:65532"               // of distroless images
 )
 
 type file struct {
@@ -37,6 +39,7 @@ type file struct {
 
 type service struct {
 	Image       string                                `yaml:"image"`
+	Profiles    []string                              `yaml:"profiles"`
 	Build       struct{ Context, Target string }      `yaml:"build"`
 	Command     []string                              `yaml:"command"`
 	Entrypoint  any                                   `yaml:"entrypoint"`
@@ -104,8 +107,14 @@ func TestServicesAreThePartsOfTheNativeDemo(t *testing.T) {
 	t.Parallel()
 	f, l := compose(t), native(t)
 	all := l.Parts()
-	if len(f.Services) != len(all) {
-		t.Errorf("want %d services, got %d", len(all), len(f.Services))
+	always := 0
+	for _, s := range f.Services {
+		if len(s.Profiles) == 0 {
+			always++
+		}
+	}
+	if always != len(all) {
+		t.Errorf("want %d services without a profile, got %d", len(all), always)
 	}
 	for _, p := range all {
 		t.Run(p.Name, func(t *testing.T) {
@@ -162,7 +171,7 @@ func sameFiles(t *testing.T, p parts.Part, s *service, socket string) {
 		if _, err := os.Stat(source); err != nil {
 			t.Error(err)
 		}
-		want = append(want, source+":"+path.Join(containerDir, name)+":ro")
+		want = append(want, files+"/"+name+":"+path.Join(containerDir, name)+":ro")
 	}
 	if p.Name == "envoy" || p.Name == "envoy-mcp-auth" {
 		want = append(want, "socket:"+path.Dir(socket))
@@ -176,7 +185,11 @@ func sameFiles(t *testing.T, p parts.Part, s *service, socket string) {
 func sameEnvironment(t *testing.T, p parts.Part, s *service) {
 	t.Helper()
 	want := map[string]string{}
-	for _, name := range p.Secrets {
+	secrets := p.Secrets
+	if p.Name == "envoy-mcp-auth" {
+		secrets = slices.Concat(secrets, fullSecrets())
+	}
+	for _, name := range secrets {
 		want[name] = "${" + name + ":?copy .env.example to .env}"
 	}
 	for _, pair := range p.Env {
@@ -200,14 +213,14 @@ func hardened(t *testing.T, s *service) {
 	}
 }
 
-// network: the addresses of the files hold, and only LiteLLM can be reached from
-// outside, and only from this machine.
+// network: the addresses of the files hold, and only LiteLLM and Grafana can be
+// reached from outside, and only from this machine.
 func network(t *testing.T, name string, s *service) {
 	t.Helper()
 	mode, ports := "service:envoy", []string(nil)
 	if name == "envoy" {
 		port := strconv.Itoa(parts.LiteLLMPort)
-		mode, ports = "", []string{"127.0.0.1:" + port + ":" + port}
+		mode, ports = "", []string{"127.0.0.1:" + port + ":" + port, "127.0.0.1:3000:3000"}
 	}
 	if s.NetworkMode != mode || !slices.Equal(s.Ports, ports) {
 		t.Errorf("want network %q and ports %v, got %q and %v", mode, ports, s.NetworkMode, s.Ports)
@@ -273,7 +286,7 @@ func TestVersionsAreThePinnedOnes(t *testing.T) {
 	}
 	docker := string(read(t, "../../Dockerfile"))
 	goVersion := regexp.MustCompile(`(?m)^go (\d+\.\d+)`).FindStringSubmatch(string(read(t, "../../go.mod")))
-	if want := " golang:" + goVersion[1] + " AS build"; !strings.Contains(docker, want) {
+	if want := " golang:" + goVersion[1] + "."; !strings.Contains(docker, want) {
 		t.Errorf("Dockerfile: want %q", want)
 	}
 	for name, s := range compose(t).Services {
@@ -299,7 +312,7 @@ func TestComposeReadsIt(t *testing.T) {
 		cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + t.TempDir()}
 		return cmd.CombinedOutput()
 	}
-	out, err := run("--env-file", ".env.example", "config")
+	out, err := run("--env-file", ".env.example", "--profile", "full", "--profile", "observe", "config")
 	if err != nil {
 		t.Fatalf("config: %v\n%s", err, out)
 	}

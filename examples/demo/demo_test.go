@@ -31,7 +31,7 @@ func offset(t *testing.T) int {
 }
 
 func allFree(ctx context.Context, offset int) bool {
-	for _, port := range []int{4000, 9000, 9001, 9002, 9441, 10000} {
+	for _, port := range []int{4000, 9000, 9001, 9002, 9003, 9441, 10000} {
 		if free(ctx, parts.Part{Address: fmt.Sprintf("127.0.0.1:%d", port+offset)}) != nil {
 			return false
 		}
@@ -62,7 +62,7 @@ func TestDemo(t *testing.T) {
 			if err != nil {
 				t.Fatalf("%v\n%s", err, told.String())
 			}
-			wants(t, told.String(), "every step held", "10. envoy-mcp-auth back again")
+			wants(t, told.String(), "every step held", " 9. One server's credential breaks", "10. envoy-mcp-auth killed", "11. envoy-mcp-auth back again")
 			if skipped := strings.Contains(told.String(), "skipped"); skipped == litellm {
 				t.Errorf("steps skipped: %t\n%s", skipped, told.String())
 			}
@@ -102,10 +102,10 @@ func TestWalkNamesWhatFailed(t *testing.T) {
 		<-p.done
 	}
 	d.running["open"].kill() // on purpose, so the walk goes on
-	if failed := d.walk(t.Context()); failed != 1 {
-		t.Errorf("want 1 step to fail, got %d", failed)
+	if failed := d.walk(t.Context()); failed != 2 {
+		t.Errorf("want the 2 steps to fail that use it, got %d", failed)
 	}
-	wants(t, told.String(), "✗  5. The open server", "✓ 10. ")
+	wants(t, told.String(), "✗  5. The open server", "✗  9. One server", "✓ 11. ")
 	crash("envoy")
 	if failed := d.walk(t.Context()); failed != 1 {
 		t.Errorf("want the walk to end at the first step that needs Envoy, got %d failures\n%s", failed, told.String())

@@ -281,6 +281,7 @@ func (d *demo) wait(ctx context.Context) {
 	defer func() { _ = os.Remove(file) }()
 	for _, l := range [][2]string{
 		{"Envoy", d.layout.Envoy + "/" + parts.Protected + "/mcp and /" + parts.Open + "/mcp"},
+		{"page", d.layout.Admin},
 		{"status", d.layout.Admin + "/status"},
 		{"metrics", d.layout.Admin + "/metrics"},
 		{"logs", d.relative(d.logs())},
@@ -305,6 +306,7 @@ func newSecrets() map[string]string {
 		parts.MasterKey:    "sk-" + rand.Text(),
 		parts.CallerKey:    key,
 		parts.CallerSum:    hex.EncodeToString(sum[:]),
+		parts.AlertSecret:  rand.Text() + rand.Text(),
 	}
 }
 

@@ -35,6 +35,7 @@ func steps() []step {
 		{"A revoked token heals inside the call", false, (*demo).revokedToken},
 		{"A client that names a host or brings a token gets nothing by it", false, (*demo).impostor},
 		{"Who is not LiteLLM is not lent anything", false, (*demo).stranger},
+		{"One server's credential breaks: told, switched off alone, back", false, (*demo).brokenCredential},
 		{"envoy-mcp-auth killed: calls are refused, none gets through", false, (*demo).killed},
 		{"envoy-mcp-auth back again: calls work again", false, (*demo).backAgain},
 	}

@@ -1,9 +1,7 @@
 package envoy_test
 
 import (
-	"bytes"
 	"flag"
-	"fmt"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -23,7 +21,7 @@ import (
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
 )
 
-var update = flag.Bool("update", false, "write the pieces and after.yaml anew")
+var update = flag.Bool("update", false, "write after.yaml anew")
 
 func env(name string) (string, bool) {
 	return strings.Repeat("5e", 32), name == "MCP_AUTH_KEY_SHA256" || name == "MCP_OAUTH2_CLIENT_SECRET"
@@ -47,98 +45,24 @@ func load(t *testing.T) *policy.Set {
 	return set
 }
 
-// piece is one file to paste.
-type piece struct {
-	name, where string
-	node        *yaml.Node
-}
-
-// pieces cuts what to paste out of a rendered configuration.
-func pieces(t *testing.T, rendered *yaml.Node) []piece {
-	t.Helper()
-	hcm := get(t, rendered, "static_resources", "listeners", 0, "filter_chains", 0, "filters", 0, "typed_config")
-	vhost := get(t, hcm, "route_config", "virtual_hosts", 0)
-	route := get(t, vhost, "routes", 1) // after that for unclear paths, which is not for paths of others
-	clusters := get(t, rendered, "static_resources", "clusters")
-	converter := get(t, hcm, "http_filters", 0)
-	answer := get(t, converter, "typed_config")
-
-	// Switched on for this route alone: another's 401 is none of our business.
-	idle := mapping("name", get(t, converter, "name"), "typed_config", mapping("@type", get(t, answer, "@type")))
-	toRoute := pick(t, route, "route", "response_headers_to_remove")
-	action := pick(t, get(t, route, "route"), "timeout", "idle_timeout", "retry_policy")
-	set(toRoute, "route", action)
-	set(toRoute, "typed_per_filter_config", mapping(get(t, converter, "name").Value, answer))
-	key, _ := entry(toRoute, "typed_per_filter_config")
-	key.HeadComment = "# The MCP server's last 401 is about our credential, and a caller can do nothing about\n# it: it becomes a 502 with a reason, so that no client starts a login."
-
-	return []piece{
-		{"1-processor.yaml", "Add to static_resources.clusters: the way to envoy-mcp-auth.", list(byName(t, clusters, envoy.ProcessorCluster))},
-		{
-			"2-cluster.yaml", "Into the cluster of the MCP server, in the place of what is there of the same name.",
-			pick(t, byName(t, clusters, "mcp_tools"), "per_connection_buffer_limit_bytes", "circuit_breakers", "transport_socket", "typed_extension_protocol_options"),
-		},
-		{"3-listener.yaml", "Into the typed_config of the connection manager. This holds for all its routes.", pick(t, hcm,
-			"common_http_protocol_options", "stream_idle_timeout", "request_timeout", "request_headers_timeout", "use_remote_address",
-			"early_header_mutation_extensions", "normalize_path", "merge_slashes", "path_with_escaped_slashes_action",
-			"strip_any_host_port", "strip_trailing_host_dot", "forward_client_cert_details")},
-		{"4-filter.yaml", "First of the connection manager's http_filters. It does nothing until a route says what.", list(idle)},
-		{"5-virtual-host.yaml", "Into the virtual host of the route.", pick(t, vhost, "include_request_attempt_count")},
-		{"6-route.yaml", "Into the route to the MCP server.", toRoute},
-		{"7-runtime.yaml", "At the top. If there is a layered_runtime, add the layer to it.", pick(t, rendered, "layered_runtime")},
-		{"8-access-log.yaml", "Into the typed_config of the connection manager. If it has an access_log, add this one to the list.", pick(t, hcm, "access_log")},
-	}
-}
-
-// paste does what README.md says, piece by piece.
-func paste(t *testing.T, into *yaml.Node, all []piece) {
-	t.Helper()
-	hcm := get(t, into, "static_resources", "listeners", 0, "filter_chains", 0, "filters", 0, "typed_config")
-	clusters, chain := get(t, into, "static_resources", "clusters"), get(t, hcm, "http_filters")
-	vhost := get(t, hcm, "route_config", "virtual_hosts", 0)
-
-	clusters.Content = append(clusters.Content, all[0].node.Content...)
-	merge(byName(t, clusters, "mcp_tools"), all[1].node)
-	merge(hcm, all[2].node)
-	chain.Content = append(all[3].node.Content, chain.Content...)
-	merge(vhost, all[4].node)
-	merge(get(t, vhost, "routes", 0), all[5].node)
-	merge(into.Content[0], all[6].node)
-	merge(hcm, all[7].node)
-}
-
-// TestPieces keeps the pieces and after.yaml in step with the renderer.
-func TestPieces(t *testing.T) {
-	rendered, err := envoy.Render(load(t), envoy.Options{})
+// TestAfter keeps after.yaml what `render envoy --patch before.yaml` prints: a person has
+// nothing to decide about before.yaml.
+func TestAfter(t *testing.T) {
+	t.Parallel()
+	done, err := envoy.Patch("before.yaml", read(t, "before.yaml"), load(t), envoy.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	all := pieces(t, parse(t, rendered))
-	for _, p := range all {
-		golden(t, filepath.Join("paste", p.name), "# "+p.where+"\n\n", p.node)
-	}
-	after := parse(t, read(t, "before.yaml"))
-	after.Content[0].Content[0].HeadComment = "" // of before.yaml
-	paste(t, after, all)
-	golden(t, "after.yaml", "# before.yaml with the pieces of paste/ in it.\n\n", after)
-}
-
-func golden(t *testing.T, path, head string, node *yaml.Node) {
-	t.Helper()
-	var b bytes.Buffer
-	b.WriteString(head)
-	enc := yaml.NewEncoder(&b)
-	enc.SetIndent(2)
-	if err := enc.Encode(node); err != nil {
-		t.Fatal(err)
+	for _, f := range done.Open {
+		t.Errorf("left open: %s", f)
 	}
 	if *update {
-		if err := os.WriteFile(path, b.Bytes(), 0o644); err != nil {
+		if err := os.WriteFile("after.yaml", done.Config, 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if diff := cmp.Diff(b.String(), string(read(t, path))); diff != "" {
-		t.Errorf("%s; run go generate ./examples/envoy (-want +got):\n%s", path, diff)
+	if diff := cmp.Diff(string(done.Config), string(read(t, "after.yaml"))); diff != "" {
+		t.Errorf("after.yaml; run go generate ./examples/envoy (-want +got):\n%s", diff)
 	}
 }
 
@@ -176,9 +100,9 @@ func TestRealEnvoyAcceptsBoth(t *testing.T) {
 	}
 }
 
-// TestRealEnvoyWithThePieces: nothing answers for envoy-mcp-auth here, and the
+// TestRealEnvoyAfter: nothing answers for envoy-mcp-auth here, and the
 // way to the other server is as it was.
-func TestRealEnvoyWithThePieces(t *testing.T) {
+func TestRealEnvoyAfter(t *testing.T) {
 	t.Parallel()
 	binary := realenvoy.Require(t)
 	tools, shop := upstream(t), upstream(t)
@@ -241,10 +165,6 @@ func run(t *testing.T, binary string, config *yaml.Node, tools, shop *server) st
 	for name, s := range map[string]*server{"mcp_tools": tools, "shop": shop} {
 		cluster := byName(t, clusters, name)
 		drop(cluster, "transport_socket")
-		if _, options := entry(cluster, "typed_extension_protocol_options"); options != nil {
-			key, value := entry(options.Content[1], "auto_config") // which needs TLS
-			key.Value, value.Content = "explicit_http_config", mapping("http_protocol_options", mapping()).Content
-		}
 		place(t, get(t, cluster, "load_assignment", "endpoints", 0, "lb_endpoints", 0, "endpoint"), s.address)
 	}
 	pipe := get(t, byName(t, clusters, envoy.ProcessorCluster), "load_assignment", "endpoints", 0, "lb_endpoints", 0, "endpoint", "address", "pipe")
@@ -319,7 +239,7 @@ func get(t *testing.T, n *yaml.Node, path ...any) *yaml.Node {
 				next = n.Content[s]
 			}
 		case string:
-			if _, v := entry(n, s); v != nil {
+			if v := entry(n, s); v != nil {
 				next = v
 			}
 		}
@@ -331,76 +251,20 @@ func get(t *testing.T, n *yaml.Node, path ...any) *yaml.Node {
 	return n
 }
 
-// entry returns key and value of a mapping.
-func entry(n *yaml.Node, key string) (k, v *yaml.Node) {
+// entry returns a value of a mapping, nil without one.
+func entry(n *yaml.Node, key string) *yaml.Node {
 	for i := 0; n.Kind == yaml.MappingNode && i+1 < len(n.Content); i += 2 {
 		if n.Content[i].Value == key {
-			return n.Content[i], n.Content[i+1]
+			return n.Content[i+1]
 		}
 	}
-	return nil, nil
+	return nil
 }
-
-// pick copies some entries of a mapping, comments included.
-func pick(t *testing.T, n *yaml.Node, keys ...string) *yaml.Node {
-	t.Helper()
-	if n.Kind == yaml.DocumentNode {
-		n = n.Content[0]
-	}
-	out := &yaml.Node{Kind: yaml.MappingNode}
-	for _, key := range keys {
-		k, v := entry(n, key)
-		if v == nil {
-			t.Fatalf("the rendered configuration has no %s there", key)
-		}
-		out.Content = append(out.Content, k, v)
-	}
-	return out
-}
-
-// set replaces a value, or adds an entry.
-func set(n *yaml.Node, key string, value *yaml.Node) {
-	for i := 0; i+1 < len(n.Content); i += 2 {
-		if n.Content[i].Value == key {
-			n.Content[i+1] = value
-			return
-		}
-	}
-	n.Content = append(n.Content, &yaml.Node{Kind: yaml.ScalarNode, Value: key}, value)
-}
-
-// merge puts the entries of a mapping into another; those of the key route go
-// into the one that is there.
-func merge(into, from *yaml.Node) {
-	for i := 0; i+1 < len(from.Content); i += 2 {
-		key, value := from.Content[i], from.Content[i+1]
-		if _, old := entry(into, key.Value); old != nil && key.Value == "route" {
-			merge(old, value)
-			continue
-		}
-		if k, _ := entry(into, key.Value); k != nil {
-			k.HeadComment = key.HeadComment
-			set(into, key.Value, value)
-			continue
-		}
-		into.Content = append(into.Content, key, value)
-	}
-}
-
-func mapping(pairs ...any) *yaml.Node {
-	out := &yaml.Node{Kind: yaml.MappingNode}
-	for i := 0; i+1 < len(pairs); i += 2 {
-		set(out, fmt.Sprint(pairs[i]), pairs[i+1].(*yaml.Node))
-	}
-	return out
-}
-
-func list(items ...*yaml.Node) *yaml.Node { return &yaml.Node{Kind: yaml.SequenceNode, Content: items} }
 
 func byName(t *testing.T, items *yaml.Node, name string) *yaml.Node {
 	t.Helper()
 	for _, item := range items.Content {
-		if _, v := entry(item, "name"); v != nil && v.Value == name {
+		if v := entry(item, "name"); v != nil && v.Value == name {
 			return item
 		}
 	}

@@ -246,10 +246,10 @@ func TestComposeFindsTheFiles(t *testing.T) {
 			Environment map[string]string
 		}
 	}
-	read("compose.yaml", &file)
+	read("../compose/compose.yaml", &file)
 	inside := map[string]bool{}
-	for _, s := range file.Services {
-		for _, v := range s.Volumes {
+	for _, name := range []string{"prometheus", "grafana"} {
+		for _, v := range file.Services[name].Volumes {
 			parts := strings.Split(v, ":")
 			if _, err := os.Stat(filepath.Join("../compose", parts[0])); err != nil || len(parts) != 3 || parts[2] != "ro" {
 				t.Errorf("%s: %v, want a file of the repository, read only", v, err)
@@ -278,15 +278,5 @@ func TestComposeFindsTheFiles(t *testing.T) {
 	}
 	if s := sources.Datasources[0]; s.Type != "prometheus" || s.URL != "http://127.0.0.1:9090" {
 		t.Errorf("data source: %+v", s)
-	}
-	old, err := exec.LookPath("docker-compose")
-	if err != nil {
-		t.Skip("no docker-compose on this machine (Debian: apt install docker-compose)")
-	}
-	cmd := exec.CommandContext(t.Context(), old, "--env-file", ".env.example", "-f", "compose.yaml", "-f", "../grafana/compose.yaml", "config")
-	cmd.Dir, cmd.Env = "../compose", []string{"PATH=" + os.Getenv("PATH"), "HOME=" + t.TempDir()}
-	out, err := cmd.CombinedOutput()
-	if err != nil || !strings.Contains(string(out), "127.0.0.1:3000:3000") || !strings.Contains(string(out), "127.0.0.1:4000:4000") {
-		t.Errorf("docker-compose config: %v\n%s", err, out)
 	}
 }

@@ -187,6 +187,42 @@ func TestMovedByOthers(t *testing.T) {
 	}
 }
 
+// TestMovedAwayWithItsDirectory: while there can be no new file, the old one goes on, the
+// status says so, and no longer once there can.
+func TestMovedAwayWithItsDirectory(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "a")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "audit.jsonl")
+	spec := fileSpec(path)
+	spec.Size = 64 << 10
+	l := started(t, spec)
+	record(t, l, 3)
+	if err := os.Rename(dir, dir+".away"); err != nil {
+		t.Fatal(err)
+	}
+	l.do(l.writer.tend)
+	record(t, l, 200) // more than the file should hold
+	if s := l.Status(); !s.Failing || !strings.Contains(s.LastError, "no such file or directory") || s.Dropped["file"] != 0 {
+		t.Errorf("want the failure in the status, and every line written, got %+v", s)
+	}
+	if err := os.Rename(dir+".away", dir); err != nil {
+		t.Fatal(err)
+	}
+	l.do(func() { l.writer.again = time.Time{} }) // else in ten seconds
+	record(t, l, 1)
+	l.do(l.writer.tend)
+	if s := l.Status(); s.Failing {
+		t.Errorf("want it well again, got %+v", s)
+	}
+	l.Close()
+	if files := all(path); len(files) != 2 || sound(t, files...).Lines != 204+2*2 {
+		t.Errorf("want two files, got %q", files)
+	}
+}
+
 // TestRotateByAge also counts the age of a file from before a restart.
 func TestRotateByAge(t *testing.T) {
 	t.Parallel()

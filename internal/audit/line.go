@@ -51,13 +51,15 @@ type Line struct {
 	Status int `json:"status" kinds:"outcome"`
 	// Refusal is the reason that the answer names; left out when the answer was the upstream's.
 	Refusal string `json:"refusal" kinds:"outcome"`
-	// Attempts is how often Envoy set out to send the request, which is what is refused here; 0 when it never came that far.
+	// Attempts is how many attempts Envoy made, those included that were refused here; 0 when it never came to one.
 	Attempts int `json:"attempts" kinds:"outcome"`
 	// Reset is whether the call ended without a whole answer.
 	Reset bool `json:"reset" kinds:"outcome"`
-	// Duration is, in seconds, how long the decision took, or the whole call.
+	// Left is whether the caller's side ended it so.
+	Left bool `json:"left" kinds:"outcome"`
+	// Duration is how long the decision took, or the whole call, in seconds.
 	Duration float64 `json:"duration" kinds:"decision outcome"`
-	// Own is, in seconds, how long the decisions of the call took together.
+	// Own is how long the decisions of the call took together, in seconds.
 	Own float64 `json:"own" kinds:"outcome"`
 	// Sent is the bytes of the answer's body.
 	Sent int64 `json:"sent" kinds:"outcome"`
@@ -209,6 +211,9 @@ func appendOutcome(b []byte, o *extproc.Outcome, now time.Time) []byte {
 	f = strconv.AppendInt(f.key("attempts"), int64(o.Attempts), 10)
 	if o.Reset {
 		f = f.flag("reset", true)
+	}
+	if o.Left {
+		f = f.flag("left", true)
 	}
 	return f.seconds("duration", o.Took).
 		seconds("own", o.Own).

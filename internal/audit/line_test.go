@@ -101,7 +101,7 @@ func TestLineIsWhatIsWritten(t *testing.T) {
 	d.Calls = make([]policy.Call, 2)
 	o := &extproc.Outcome{
 		Upstream: "crm", Caller: "c", Reason: "allowed", Token: "t", Status: 200, Refusal: "r", Attempts: 1, RequestID: "i",
-		Tool: "t", Issuer: "i", Subject: "s", Decided: true, Took: 1, Own: 1, Sent: 1, Received: 1, Reset: true,
+		Tool: "t", Issuer: "i", Subject: "s", Decided: true, Took: 1, Own: 1, Sent: 1, Received: 1, Reset: true, Left: true,
 	}
 	now := time.Now()
 	kinds := map[string][]byte{

@@ -227,9 +227,12 @@ func (l *Log) keepSynced() {
 		if h == nil {
 			continue
 		}
-		if err := h.sync(); err != nil && l.current.Load() == h { // else it is closed already
-			l.counts.failures.Add(1)
-			l.counts.failed(l.cfg.Now(), fmt.Errorf("bringing the audit to the disk: %w", err))
+		err := h.sync()
+		switch {
+		case err == nil:
+			l.counts.well(toSync)
+		case l.current.Load() == h: // else it is closed already
+			l.counts.failed(toSync, l.cfg.Now(), fmt.Errorf("bringing the audit to the disk: %w", err))
 			l.cfg.Log.Error().Err(err).Msg("the audit does not come to the disk")
 		}
 	}

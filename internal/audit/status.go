@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -24,6 +25,16 @@ func (s sink) String() string {
 	return [sinkCount]string{"file", "stdout", "syslog", "otlp"}[s]
 }
 
+// task is something that may fail, and be well again, by itself.
+type task int
+
+const (
+	toWrite task = iota
+	toSync
+	toRotate
+	taskCount int = iota
+)
+
 // counts is what others may see of a Log.
 type counts struct {
 	lines    [kindCount]atomic.Uint64
@@ -40,7 +51,7 @@ type counts struct {
 	head    []byte
 	fault   string
 	faultAt time.Time
-	failing bool
+	failing [taskCount]bool
 }
 
 // drop counts lines that never came to the writer.
@@ -65,14 +76,19 @@ func (c *counts) policy() *policy.Audit {
 	return c.spec
 }
 
-// failed notes how the last write went.
-func (c *counts) failed(now time.Time, err error) {
+// failed notes that a task failed.
+func (c *counts) failed(t task, now time.Time, err error) {
+	c.failures.Add(1)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.failing = err != nil
-	if err != nil {
-		c.fault, c.faultAt = err.Error(), now
-	}
+	c.failing[t], c.fault, c.faultAt = true, err.Error(), now
+}
+
+// well notes that a task succeeded.
+func (c *counts) well(t task) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.failing[t] = false
 }
 
 // Status is the state of a Log, for status pages. Nothing in it is secret.
@@ -86,8 +102,8 @@ type Status struct {
 	// verify --head` takes.
 	Seq  uint64 `json:"seq"`
 	Head string `json:"head"`
-	// Failing is whether the last attempt to write failed. LastError stays, so that
-	// what is over can still be seen.
+	// Failing is whether the last attempt to write, to sync or to put a file aside
+	// failed. LastError stays, so that what is over can still be seen.
 	Failing   bool       `json:"failing"`
 	LastError string     `json:"last_error,omitempty"`
 	FailedAt  *time.Time `json:"failed_at,omitempty"`
@@ -105,7 +121,7 @@ func (l *Log) Status() Status {
 	defer c.mu.Unlock()
 	s := Status{
 		Sinks: c.sinks, Seq: c.seq, Head: string(c.head),
-		Failing: c.failing, LastError: c.fault, Failures: c.failures.Load(),
+		Failing: slices.Contains(c.failing[:], true), LastError: c.fault, Failures: c.failures.Load(),
 		Lines: map[string]uint64{}, Dropped: map[string]uint64{},
 	}
 	if c.spec != nil {

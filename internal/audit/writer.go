@@ -147,15 +147,16 @@ func (w *writer) prepare(size int) error {
 			return err
 		}
 	}
-	f := w.file
-	if f == nil || f.first == 0 {
-		return nil
-	}
-	now := w.log.cfg.Now()
-	if f.size+int64(size)+room > w.spec.Size || now.Sub(f.born) >= w.spec.Age {
+	if now := w.log.cfg.Now(); w.file != nil && w.due(size, now) {
 		w.rotateInTime(now)
 	}
 	return nil
+}
+
+// due reports whether the file is to be put aside before so much more is written.
+func (w *writer) due(size int, now time.Time) bool {
+	f := w.file
+	return f.first > 0 && (f.size+int64(size)+room > w.spec.Size || now.Sub(f.born) >= w.spec.Age)
 }
 
 // rotateInTime rotates, and lets the file grow when that fails: a record in a large
@@ -169,16 +170,18 @@ func (w *writer) rotateInTime(now time.Time) {
 		return
 	}
 	if err := w.rotate(w.seal); err != nil {
-		w.again = now.Add(retryRotation)
 		w.rotationFailed(err)
+		return
 	}
+	w.again = time.Time{}
 }
 
 // rotationFailed tells of a file that cannot be changed for another. Lines are
 // written all the same.
 func (w *writer) rotationFailed(err error) {
-	w.log.counts.failures.Add(1)
-	w.log.counts.failed(w.log.cfg.Now(), err)
+	now := w.log.cfg.Now()
+	w.again = now.Add(retryRotation)
+	w.log.counts.failed(toRotate, now, err)
 	w.log.cfg.Log.Error().Err(err).Msg("the audit file cannot be put aside, it goes on as it is")
 }
 
@@ -255,20 +258,19 @@ func (w *writer) note(open []byte, s *seal) error {
 
 // report tells the log once when writing begins to fail, and once when it works again.
 func (w *writer) report(err error) {
-	now := w.log.cfg.Now()
 	if err == nil {
 		if w.ill != "" {
 			w.ill = ""
-			w.log.counts.failed(now, nil)
+			w.log.counts.well(toWrite)
 			w.log.cfg.Log.Info().Msg("the audit is written again")
 		}
 		return
 	}
-	w.log.counts.failures.Add(1)
 	if errors.Is(err, errClosed) {
+		w.log.counts.failures.Add(1)
 		return
 	}
-	w.log.counts.failed(now, err)
+	w.log.counts.failed(toWrite, w.log.cfg.Now(), err)
 	if w.ill != err.Error() {
 		w.ill = err.Error()
 		w.log.cfg.Log.Error().Err(err).Msg("the audit is not written")
@@ -384,12 +386,17 @@ func (w *writer) tend() {
 	if w.file == nil {
 		return
 	}
-	if w.file.moved() {
-		w.reopen()
+	now := w.log.cfg.Now()
+	if now.Before(w.again) {
 		return
 	}
-	if now := w.log.cfg.Now(); w.file.first > 0 && now.Sub(w.file.born) >= w.spec.Age {
+	switch {
+	case w.file.moved():
+		w.reopen()
+	case w.due(0, now):
 		w.rotateInTime(now)
+	default:
+		w.log.counts.well(toRotate)
 	}
 }
 

@@ -20,7 +20,7 @@ func (m *Metrics) Audit(status func() audit.Status) {
 		failures: desc("mcp_auth_audit_failures_total",
 			"Attempts to write, sync or put aside the audit file that failed."),
 		failing: desc("mcp_auth_audit_failing",
-			"1 when the last attempt to write the audit failed, else 0; absent without an audit."),
+			"1 while the audit cannot be written, synced or put aside, else 0; absent without an audit."),
 	})
 }
 

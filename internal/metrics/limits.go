@@ -10,8 +10,8 @@ type Limits struct {
 	up      *prometheus.GaugeVec
 }
 
-// NewLimits adds the metrics of limits to a registry.
-func NewLimits(registry prometheus.Registerer) *Limits {
+// NewLimits adds the metrics of limits. Call it once, before Retain.
+func NewLimits(m *Metrics) *Limits {
 	l := &Limits{
 		limited: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "mcp_auth_rate_limited_total",
@@ -26,7 +26,8 @@ func NewLimits(registry prometheus.Registerer) *Limits {
 			Help: "1 while the rate limit service answers, 0 after three failures in a row; absent without one, and before the first answer.",
 		}, nil),
 	}
-	registry.MustRegister(l.limited, l.asked, l.up)
+	m.byUpstream = append(m.byUpstream, l.limited)
+	m.Registry.MustRegister(l.limited, l.asked, l.up)
 	return l
 }
 

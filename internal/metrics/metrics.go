@@ -33,6 +33,8 @@ type Metrics struct {
 	sharedUp  *prometheus.GaugeVec
 	folded    prometheus.Counter
 	spans     *prometheus.CounterVec
+	// byUpstream are those with series that end when the upstream leaves the policy.
+	byUpstream []*prometheus.CounterVec
 
 	index   atomic.Pointer[index]
 	pairs   atomic.Int64 // of caller and tool, all upstreams together
@@ -98,6 +100,7 @@ func New(version string, expiries func(yield func(upstream string, expiry time.T
 	for _, r := range policy.Reasons() {
 		m.reasons[r.String()] = r
 	}
+	m.byUpstream = []*prometheus.CounterVec{m.fetches}
 	m.index.Store(newIndex(&policy.Set{}, &index{}))
 	m.exemplars, _ = m.seconds.(prometheus.ExemplarObserver)
 	build := prometheus.NewGauge(prometheus.GaugeOpts{

@@ -11,6 +11,7 @@ import (
 
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/extproc"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/tokens"
 )
 
 // compare holds the metrics of these names to the text.
@@ -152,6 +153,12 @@ func TestBounds(t *testing.T) {
 func TestReload(t *testing.T) {
 	t.Parallel()
 	m := New("v1", nil)
+	limited, watched := NewLimits(m), NewWatch(m, func(func(string, bool)) {})
+	for _, name := range []string{"a", "b"} {
+		limited.Limited(name, "rule")
+		watched.Fired("errors", name)
+		m.Fetched(tokens.Fetch{Upstreams: []string{name}, Result: "ok"})
+	}
 	m.Expect(upstreams("a", "b"))
 	m.Retain(upstreams("a", "b"))
 	both := func() {
@@ -175,6 +182,14 @@ mcp_auth_calls_total{caller="",class="2xx",tool="",upstream="c"} 2
 mcp_auth_decisions_total{reason="allowed",upstream="a"} 3
 mcp_auth_decisions_total{reason="allowed",upstream="c"} 2
 `, "mcp_auth_calls_total", "mcp_auth_decisions_total")
+	for _, vec := range m.byUpstream {
+		if n := testutil.CollectAndCount(vec); n != 1 {
+			t.Errorf("%d series of a and b, want those of a alone: 1", n)
+		}
+	}
+	if n := len(m.byUpstream); n != 3 {
+		t.Errorf("%d metrics by upstream, want those of tokens, limits and the watch", n)
+	}
 }
 
 func TestConcurrent(t *testing.T) {

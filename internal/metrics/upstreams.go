@@ -92,7 +92,9 @@ func (m *Metrics) Retain(set *policy.Set) {
 			m.pairs.Add(-int64(len(c.calls)))
 			c.mu.RUnlock()
 		}
-		m.fetches.DeletePartialMatch(prometheus.Labels{"upstream": name})
+		for _, vec := range m.byUpstream {
+			vec.DeletePartialMatch(prometheus.Labels{"upstream": name})
+		}
 		// Endpoints that are still in use come back with their next answer.
 		m.skew.Reset()
 	}

@@ -6,9 +6,9 @@ import "github.com/prometheus/client_golang/prometheus"
 // implements the callbacks of watch.Config and alert.Config.
 type Watch struct{ alerts, deliveries *prometheus.CounterVec }
 
-// NewWatch adds the metrics of the watch to a registry. At each scrape, off is
-// asked which upstreams are switched off.
-func NewWatch(registry prometheus.Registerer, off func(yield func(upstream string, off bool))) *Watch {
+// NewWatch adds the metrics of the watch. At each scrape, off is asked which
+// upstreams are switched off. Call it once, before Retain.
+func NewWatch(m *Metrics, off func(yield func(upstream string, off bool))) *Watch {
 	w := &Watch{
 		alerts: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "mcp_auth_alerts_total",
@@ -19,7 +19,13 @@ func NewWatch(registry prometheus.Registerer, off func(yield func(upstream strin
 			Help: "Messages to receivers of alerts by kind and result: ok, refused (not taken, whatever the time), gave_up and dropped are ends; retried is an attempt that failed.",
 		}, []string{"kind", "result"}),
 	}
-	registry.MustRegister(w.alerts, w.deliveries, offCollector{off, prometheus.NewDesc("mcp_auth_upstream_disabled",
+	for _, kind := range []string{"webhook", "slack", "alertmanager"} {
+		for _, result := range []string{"ok", "refused", "gave_up", "dropped", "retried"} {
+			w.deliveries.WithLabelValues(kind, result) // from 0 on, as in Metrics.XDS
+		}
+	}
+	m.byUpstream = append(m.byUpstream, w.alerts)
+	m.Registry.MustRegister(w.alerts, w.deliveries, offCollector{off, prometheus.NewDesc("mcp_auth_upstream_disabled",
 		"1 while calls to the upstream are refused with upstream_disabled, by the watch or by disabled: true, probes aside; else 0.", []string{"upstream"}, nil)})
 	return w
 }

@@ -12,5 +12,8 @@ func (m *Metrics) XDS(envoys func() int) (refused func(kind string)) {
 	m.Registry.MustRegister(counter, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "mcp_auth_xds_envoys", Help: "Envoys that follow the configuration served with --xds.",
 	}, func() float64 { return float64(envoys()) }))
+	for _, kind := range []string{"cluster", "listener", "route", "secret"} {
+		counter.WithLabelValues(kind) // from 0 on: a rate needs a start, and one refusal is worth an alert
+	}
 	return func(kind string) { counter.WithLabelValues(kind).Inc() }
 }

@@ -76,7 +76,8 @@ func (r *Ring) Decided(d *extproc.Decision) {
 // Ended implements extproc.OutcomeObserver: that an upstream refused our
 // credential for good is known only when the call is over.
 func (r *Ring) Ended(o *extproc.Outcome) {
-	if o.Decided && o.Token != "" && o.Rejected() {
+	lent := o.Token != "" || o.Refusal == policy.UpstreamRejected.String()                 // a fixed header has no fingerprint
+	if o.Decided && lent && o.Rejected() && o.Reason != policy.UpstreamRejected.String() { // that one was decided here
 		r.add(&Refusal{
 			Upstream: o.Upstream, Caller: o.Caller, Subject: Plain(o.Subject, most), Tool: Plain(o.Tool, most),
 			Reason: policy.UpstreamRejected, RequestID: Plain(o.RequestID, 64),

@@ -59,7 +59,13 @@ func TestRingSeesWhatTheUpstreamRejected(t *testing.T) {
 	r.Ended(&extproc.Outcome{Upstream: "crm", Decided: true, Token: "0a", Status: 200})
 	r.Ended(&extproc.Outcome{Upstream: "open", Decided: true, Status: 401}) // nothing of ours was rejected
 	r.Ended(&extproc.Outcome{Upstream: "crm", Decided: true, Token: "0a", Status: 401, Caller: "ci"})
-	if got := r.Recent(); len(got) != 1 || got[0].Reason != policy.UpstreamRejected || got[0].Caller != "ci" {
+	word := policy.UpstreamRejected.String()
+	r.Ended(&extproc.Outcome{Upstream: "crm", Decided: true, Reason: word, Refusal: word, Status: 502, Caller: "twice"}) // Decided was told
+	if got := r.Recent(); len(got) != 1 || got[0].Reason != policy.UpstreamRejected || got[0].Caller != "ci" || got[0].Count != 1 {
+		t.Errorf("Recent = %+v", got)
+	}
+	r.Ended(&extproc.Outcome{Upstream: "fixed", Decided: true, Reason: "allowed", Refusal: word, Status: 502, Caller: "ci"}) // a fixed header
+	if got := r.Recent(); len(got) != 2 || got[0].Upstream != "fixed" {
 		t.Errorf("Recent = %+v", got)
 	}
 }

@@ -91,6 +91,6 @@ func outages() []row {
 		{id: "O7", what: "one refresh among replicas, also when its maker dies"},
 		{id: "O8", what: "broken, half-written, swapped or lost files change nothing, and good ones count within seconds"},
 		{id: "O9", what: "secrets rotate; a store that is down or sealed leaves the last good one"},
-		{id: "O10", what: "a full disk or a log that nobody reads holds up no call", also: "TestLogNeverHoldsUpTheCaller TestRefusalsCannotFillTheDisk"},
+		{id: "O10", what: "a full disk or a log that nobody reads holds up no call; with `audit: {required: true}` it refuses it", also: "TestLogNeverHoldsUpTheCaller TestRefusalsCannotFillTheDisk"},
 	}
 }

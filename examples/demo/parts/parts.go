@@ -33,6 +33,7 @@ const (
 	MasterKey    = "LITELLM_MASTER_KEY"       // LiteLLM's own, of those who call it
 	CallerKey    = "MCP_AUTH_KEY_LITELLM"     // by which Envoy knows LiteLLM
 	CallerSum    = "MCP_AUTH_KEY_SHA256"      // the SHA-256 of it, in hex
+	AlertSecret  = "MCP_ALERT_SECRET"         //nolint:gosec // the name of a variable: the key that alerts are signed with
 )
 
 // LiteLLMPort is where LiteLLM listens on 127.0.0.1.
@@ -65,6 +66,8 @@ type Layout struct {
 	// Issuer is the authorization server, Admin the base of /status and /metrics,
 	// Envoy and LiteLLM the bases of the MCP servers' URLs.
 	Issuer, Admin, Envoy, LiteLLM string
+	// Alerts is where alerts are posted.
+	Alerts string
 	// Upstreams are the MCP servers' own URLs, by their names in the policy.
 	Upstreams map[string]string
 	// Socket is the path where Envoy asks.
@@ -88,8 +91,11 @@ func NewLayout(set *policy.Set, litellm int) (*Layout, error) {
 			l.Issuer = strings.TrimSuffix(o.TokenURL, "/token")
 		}
 	}
-	if l.Upstreams[Protected] == "" || l.Upstreams[Open] == "" || l.Issuer == "" {
-		return nil, fmt.Errorf("the policy: want upstreams %s, with an oauth2 credential, and %s", Protected, Open)
+	if set.Watch != nil && set.Watch.Alerts.Webhook != nil {
+		l.Alerts = set.Watch.Alerts.Webhook.URL
+	}
+	if l.Alerts == "" || l.Upstreams[Protected] == "" || l.Upstreams[Open] == "" || l.Issuer == "" {
+		return nil, fmt.Errorf("the policy: want upstreams %s, with an oauth2 credential, and %s, and a webhook of watch.alerts", Protected, Open)
 	}
 	return l, nil
 }
@@ -118,6 +124,12 @@ func (l *Layout) servers() []Part {
 			Args:    []string{"open", "--listen", hostport(l.Upstreams[Open])},
 			Address: hostport(l.Upstreams[Open]), Ready: l.Upstreams[Open], ReadyStatus: 400,
 		},
+		{
+			Name: "alerts", Title: "receiver of alerts", Program: "demo-servers",
+			Args:    []string{"alerts", "--listen", hostport(l.Alerts)},
+			Secrets: []string{AlertSecret},
+			Address: hostport(l.Alerts), Ready: l.Alerts, ReadyStatus: 405,
+		},
 	}
 }
 
@@ -127,7 +139,7 @@ func (l *Layout) product() []Part {
 			Name: "envoy-mcp-auth", Title: "envoy-mcp-auth", Program: "envoy-mcp-auth",
 			Args:    []string{"serve", "-c", PolicyFile},
 			Files:   []string{PolicyFile},
-			Secrets: []string{ClientSecret, CallerSum},
+			Secrets: []string{ClientSecret, CallerSum, AlertSecret},
 			Address: hostport(l.Admin), Ready: l.Admin + "/readyz", ReadyStatus: 200,
 		},
 		{

@@ -23,7 +23,7 @@ const dir = ".."
 
 // env has a value for whatever a policy names; none of the files shows it.
 func env(name string) (string, bool) {
-	return strings.Repeat("5e", 32), slices.Contains([]string{parts.ClientSecret, parts.CallerSum}, name)
+	return strings.Repeat("5e", 32), slices.Contains([]string{parts.ClientSecret, parts.CallerSum, parts.AlertSecret}, name)
 }
 
 func load(t *testing.T) ([]byte, *policy.Set) {
@@ -110,8 +110,8 @@ func TestShiftMovesEveryAddress(t *testing.T) {
 		}
 		seen[p.Address] = p.Name
 	}
-	if len(seen) != 12 {
-		t.Errorf("want 6 parts twice, got %v", seen)
+	if len(seen) != 14 {
+		t.Errorf("want 7 parts twice, got %v", seen)
 	}
 	if same, err := parts.Shift(text, 0); err != nil || !bytes.Equal(same, text) {
 		t.Errorf("no offset: want the text as it is, got %s (%v)", same, err)

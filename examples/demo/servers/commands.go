@@ -23,13 +23,13 @@ const shutdown = 2 * time.Second
 func newRoot(out io.Writer, env func(string) (string, bool)) *cobra.Command {
 	root := &cobra.Command{
 		Use:           "demo-servers",
-		Short:         "The MCP servers and the authorization server of the demo",
+		Short:         "The MCP servers, the authorization server and the receiver of alerts of the demo",
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
 	root.SetOut(out)
 	log := &lines{w: out}
-	root.AddCommand(newOpen(log), newProtected(log), newAuth(log, env), newReady())
+	root.AddCommand(newOpen(log), newProtected(log), newAuth(log, env), newAlerts(log, env), newReady())
 	return root
 }
 
@@ -53,7 +53,7 @@ func newOpen(log *lines) *cobra.Command {
 		Example: "  demo-servers open --listen 127.0.0.1:9002",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return serve(cmd.Context(), log, "open", listen, func(string) (http.Handler, error) {
+			return serve(cmd.Context(), log, "open", listen, "/mcp", func(string) (http.Handler, error) {
 				return mcpserver.NewOpen(), nil
 			})
 		},
@@ -71,9 +71,11 @@ func newProtected(log *lines) *cobra.Command {
 		Example: "  demo-servers protected --listen 127.0.0.1:9001 --issuer http://127.0.0.1:9000",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return serve(cmd.Context(), log, "protected", listen, func(url string) (http.Handler, error) {
+			return serve(cmd.Context(), log, "protected", listen, "/mcp", func(url string) (http.Handler, error) {
 				cfg.JWKSURL = orDefault(cfg.JWKSURL, cfg.Issuer+"/jwks")
-				cfg.RevocationURL = orDefault(cfg.RevocationURL, cfg.Issuer+"/revoked")
+				if !cmd.Flags().Changed("revocation-url") {
+					cfg.RevocationURL = cfg.Issuer + "/revoked"
+				}
 				cfg.Audience = orDefault(cfg.Audience, url)
 				cfg.Now = time.Now
 				return mcpserver.NewProtected(cfg)
@@ -84,7 +86,7 @@ func newProtected(log *lines) *cobra.Command {
 	f.StringVar(&listen, "listen", "127.0.0.1:9001", "address to listen on")
 	f.StringVar(&cfg.Issuer, "issuer", "http://127.0.0.1:9000", "issuer of the tokens")
 	f.StringVar(&cfg.JWKSURL, "jwks-url", "", "where the issuer's keys are (default ISSUER/jwks)")
-	f.StringVar(&cfg.RevocationURL, "revocation-url", "", "where to ask about a token (default ISSUER/revoked)")
+	f.StringVar(&cfg.RevocationURL, "revocation-url", "", "where to ask about a token, empty for nowhere (default ISSUER/revoked)")
 	f.StringVar(&cfg.Audience, "audience", "", "audience of the tokens (default http://LISTEN/mcp)")
 	f.StringVar(&cfg.Scope, "scope", "mcp.read", "scope that a token must have")
 	return cmd
@@ -180,12 +182,12 @@ func logTokenRequests(ctx context.Context, log *lines, s *tokenstest.Server) {
 
 // serve runs a handler until ctx ends. The handler is made when the address is
 // known: its audience may be its own URL.
-func serve(ctx context.Context, log *lines, name, listen string, handler func(url string) (http.Handler, error)) error {
+func serve(ctx context.Context, log *lines, name, listen, path string, handler func(url string) (http.Handler, error)) error {
 	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", listen)
 	if err != nil {
 		return fmt.Errorf("%w: choose another address with --listen", err)
 	}
-	url := "http://" + l.Addr().String() + "/mcp"
+	url := "http://" + l.Addr().String() + path
 	h, err := handler(url)
 	if err != nil {
 		return errors.Join(err, l.Close())

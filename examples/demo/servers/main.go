@@ -3,6 +3,7 @@
 //	demo-servers auth --listen 127.0.0.1:9000
 //	demo-servers protected --listen 127.0.0.1:9001 --issuer http://127.0.0.1:9000
 //	demo-servers open --listen 127.0.0.1:9002
+//	demo-servers alerts --listen 127.0.0.1:9003
 //
 // Each prints one line when it is ready, and one for each request.
 package main

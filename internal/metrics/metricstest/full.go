@@ -42,10 +42,10 @@ func Full() *metrics.Metrics {
 		return audit.Status{Sinks: []string{"file"}, Lines: map[string]uint64{"decision": 1, "outcome": 1}}
 	})
 	m.XDS(func() int { return 1 })("cluster")
-	watched := metrics.NewWatch(m.Registry, func(yield func(string, bool)) { yield("a", true) })
+	watched := metrics.NewWatch(m, func(yield func(string, bool)) { yield("a", true) })
 	watched.Fired("errors", "a")
 	watched.Delivered("webhook", "ok")
-	limited := metrics.NewLimits(m.Registry)
+	limited := metrics.NewLimits(m)
 	limited.Limited("a", "rule")
 	limited.Asked("ok")
 	limited.Up(true)
