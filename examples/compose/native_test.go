@@ -268,7 +268,7 @@ func launch(t *testing.T, argv []string, dir string, env []string, log string) *
 // healthy returns when the check ends with status 0.
 func (p *process) healthy(t *testing.T, check, env []string) {
 	t.Helper()
-	// More than the 4 minutes in containers: Keycloak's image is built in part.
+	// More than the 6 minutes in containers: Keycloak's image is built in part.
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
 	for {

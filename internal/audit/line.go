@@ -38,7 +38,7 @@ type Line struct {
 	Reason string `json:"reason" kinds:"decision outcome"`
 	// Attempt is Envoy's count, from 1.
 	Attempt int `json:"attempt" kinds:"decision"`
-	// Token is the fingerprint of the access token that was lent.
+	// Token is the fingerprint of the access token that was lent. It holds for one process.
 	Token string `json:"token" kinds:"decision outcome"`
 	// CookiesKept is the number of cookies that went on.
 	CookiesKept int `json:"cookies_kept" kinds:"decision"`
