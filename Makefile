@@ -45,7 +45,9 @@ e2e: ## Run only the packages that start the real parts
 
 e2e-keycloak: ## Run the tests against the real Keycloak (needs Maven and Java 17; the first run takes 3 minutes)
 	@ENVOY="$$(tools/install envoy)" && KEYCLOAK="$$(tools/install keycloak)" && export ENVOY KEYCLOAK && \
-		$(GOTESTSUM) ./envoy/e2e/keycloak && $(PARTS) && $(GOTESTSUM) -run FullRuns ./examples/compose
+		$(GOTESTSUM) ./envoy/e2e/keycloak && \
+		LITELLM="$$(tools/install litellm)" && REDIS="$$(tools/install redis)" && RATELIMIT="$$(tools/install ratelimit)" && \
+		export LITELLM REDIS RATELIMIT && $(GOTESTSUM) -run FullRuns ./examples/compose
 
 e2e-istio: ## Have Istio's own control plane read what render istio writes (WRITE=1 keeps what it makes of it; the first build takes long)
 	cd tools/istio && nice go test -vet=off -count=1 -timeout 40m . $(if $(WRITE),-update)
