@@ -21,8 +21,14 @@ PARTS += && CHROMIUM="$$(tools/install chromium)" && export CHROMIUM
 GOTESTSUM = $(TOOL) gotestsum --format pkgname -- -race -count=1 -timeout 20m -p $(P)
 GOTEST = $(PARTS) && $(GOTESTSUM)
 
+GORELEASER = PATH="$$(dirname "$$(tools/build cyclonedx-gomod)"):$$PATH" "$$(tools/build goreleaser)"
+
 .DEFAULT_GOAL := help
+<<<<<<< HEAD
+.PHONY: e2e-keycloak conformance versions release release-check
+=======
 .PHONY: e2e-keycloak e2e-gateway e2e-istio conformance versions
+>>>>>>> main
 .PHONY: help build test soak lint fmt check generated e2e demo bench compare fuzz vuln golden generate deps relock clean
 
 help: ## Show this list
@@ -39,7 +45,9 @@ e2e: ## Run only the packages that start the real parts
 
 e2e-keycloak: ## Run the tests against the real Keycloak (needs Maven and Java 17; the first run takes 3 minutes)
 	@ENVOY="$$(tools/install envoy)" && KEYCLOAK="$$(tools/install keycloak)" && export ENVOY KEYCLOAK && \
-		$(GOTESTSUM) ./envoy/e2e/keycloak
+		$(GOTESTSUM) ./envoy/e2e/keycloak && \
+		LITELLM="$$(tools/install litellm)" && REDIS="$$(tools/install redis)" && RATELIMIT="$$(tools/install ratelimit)" && \
+		export LITELLM REDIS RATELIMIT && $(GOTESTSUM) -run FullRuns ./examples/compose
 
 e2e-istio: ## Have Istio's own control plane read what render istio writes (WRITE=1 keeps what it makes of it; the first build takes long)
 	cd tools/istio && nice go test -vet=off -count=1 -timeout 40m . $(if $(WRITE),-update)
@@ -77,6 +85,13 @@ generate: ## Write the generated files
 
 golden: ## Write the golden files of tests anew; read the diff before you commit it
 	@grep -rl --include='*_test.go' 'Bool("update"' . | xargs -n 1 dirname | sort -u | xargs -I DIR go test -count=1 DIR -update
+
+release-check: ## Make all that a release holds into dist/, without a tag, and look into it (the first run builds goreleaser: 10 minutes)
+	$(GORELEASER) check && $(GORELEASER) release --snapshot --clean
+	RELEASE_CHECK=1 go test -count=1 -v ./packaging
+
+release: ## Publish the tag that is checked out, as a draft (needs GITHUB_TOKEN)
+	$(GORELEASER) release --clean
 
 demo: ## Walk through the whole line on real parts (LITELLM=0 without LiteLLM, KEEP=1 leaves it running)
 	@KEEP='$(KEEP)' LITELLM='$(LITELLM)' go run ./examples/demo

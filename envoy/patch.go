@@ -142,8 +142,10 @@ type patcher struct {
 	parents map[*yaml.Node]*yaml.Node
 	// fresh are the values that are new, entire those that lost or gained members.
 	fresh, entire map[*yaml.Node]bool
+	removed       map[*yaml.Node][]string // keys that were taken out of a mapping
 	remarks       *writer
-	processorName string // of the cluster that leads to the server
+	processorName string          // of the cluster that leads to the server
+	names         map[string]bool // of filters, filled by rename
 	err           error
 }
 
@@ -157,6 +159,7 @@ func newPatcher(doc *yaml.Node, set *policy.Set, opt Options) (*patcher, error) 
 		checker: &checker{config: cfg, set: set, upOf: map[string]*target{}, byName: map[string]*target{}},
 		doc:     doc, opt: opt, dump: root.get("configs").ok(),
 		parents: map[*yaml.Node]*yaml.Node{}, fresh: map[*yaml.Node]bool{}, entire: map[*yaml.Node]bool{},
+		removed: map[*yaml.Node][]string{},
 		remarks: &writer{left: patchComments()},
 	}
 	p.adopt(doc)

@@ -68,6 +68,7 @@ func (p *patcher) move(from tree, key string, into *yaml.Node, as string) {
 		return
 	}
 	p.drop(from, k)
+	p.removed[from.n] = append(p.removed[from.n], k.Value)
 	into.Content = append(into.Content, scalarNode(as), v)
 	p.changed(join(from.path, k.Value), "moved", "into HttpProtocolOptions, which Envoy reads in its place")
 }
@@ -115,16 +116,30 @@ func cmpErr(a, b error) error {
 // this chain or in a listener's: settings per route go by name in every chain.
 func (p *patcher) rename(f *yaml.Node, chain []filter) {
 	_, name := entryOf(f, "name")
-	taken := slices.ContainsFunc(chain, func(o filter) bool { return o.entry.get("name").str() == name.Value })
-	for _, l := range p.listeners {
-		l.walk(func(t tree) bool {
-			taken = taken || t.get("typed_per_filter_config").child(name.Value).ok() || t.get("name").str() == name.Value && t.get("typed_config").ok()
-			return !taken
-		})
+	if p.names == nil {
+		p.names = p.filterNames()
 	}
+	taken := p.names[name.Value] || slices.ContainsFunc(chain, func(o filter) bool { return o.entry.get("name").str() == name.Value })
 	if taken && name.Value != filterUpstreamCodec {
 		name.Value += ".envoy_mcp_auth"
 	}
+}
+
+// filterNames are those that listeners and settings per route use.
+func (p *patcher) filterNames() map[string]bool {
+	names := map[string]bool{}
+	for _, l := range p.listeners {
+		l.walk(func(t tree) bool {
+			if t.get("typed_config").ok() {
+				names[t.get("name").str()] = true
+			}
+			for name := range t.get("typed_per_filter_config").each() {
+				names[name] = true
+			}
+			return true
+		})
+	}
+	return names
 }
 
 // repair sets right a chain that asks the server already.

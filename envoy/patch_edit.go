@@ -157,7 +157,7 @@ func (p *patcher) remove(m tree, key, why string) {
 	}
 	p.drop(m, k)
 	p.open(m.n)
-	p.entire[m.n] = true
+	p.removed[m.n] = append(p.removed[m.n], k.Value)
 	p.changed(join(m.path, k.Value), what, why)
 }
 

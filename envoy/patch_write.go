@@ -100,8 +100,7 @@ func (p *patcher) fragments() ([]byte, error) {
 	b.WriteString(`# What to change in the configuration that this /config_dump showed. A dump is no
 # file to load: each document below is a part of one resource, to be merged into the
 # place where that is made (a bootstrap file, a control plane). Of a list, only the
-# changed entries are shown, unless "whole" is said above it. What is taken out is
-# in the remarks alone.
+# changed entries are shown, unless "whole" is said above it. null takes a key out.
 `)
 	now := collect(tree{n: p.doc.Content[0], at: 1})
 	var routes []tree
@@ -179,7 +178,7 @@ func (p *patcher) part(n *yaml.Node) *yaml.Node {
 }
 
 func (p *patcher) partOfMapping(n *yaml.Node) *yaml.Node {
-	out, changed := mapping(), p.entire[n]
+	out, changed := mapping(), len(p.removed[n]) > 0
 	for i := 0; i+1 < len(n.Content); i += 2 {
 		k, v := *n.Content[i], n.Content[i+1]
 		k.Style = 0
@@ -193,6 +192,11 @@ func (p *patcher) partOfMapping(n *yaml.Node) *yaml.Node {
 			out.Content = append(out.Content, &k, sub)
 		case slices.Contains([]string{"name", "@type", "match", "domains", "filter_chain_match"}, k.Value):
 			out.Content = append(out.Content, &k, block(v))
+		}
+	}
+	for _, key := range p.removed[n] {
+		if k, _ := entryOf(n, key); k == nil {
+			out.Content = append(out.Content, scalarNode(key), &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!null", Value: "null"})
 		}
 	}
 	if !changed {

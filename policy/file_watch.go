@@ -44,7 +44,7 @@ type WatchAuthFailuresSpec struct {
 	MinCalls int `yaml:"min_calls" default:"20"`
 	// Window is how far back calls count: 10s to 1h, to the ten seconds.
 	Window Duration `yaml:"window" default:"5m"`
-	// Do lists what happens: `alert`, `disable` the upstream, `throttle` it. Callers without a valid proof of who they are can bring about the alert alone. Left out, `alert`; `[]` turns the rule off.
+	// Do lists what happens: `alert`, `disable` the upstream, `throttle` it. `disable` and `throttle` take more than half of those who called, and two of them unless the upstream has one `key` or `mtls` caller alone; callers without a valid proof of who they are can bring about the alert and nothing else. Left out, `alert`; `[]` turns the rule off.
 	Do []string `yaml:"do"`
 }
 
@@ -56,7 +56,7 @@ type WatchErrorsSpec struct {
 	MinCalls int `yaml:"min_calls" default:"20"`
 	// Window is how far back calls count: 10s to 1h, to the ten seconds.
 	Window Duration `yaml:"window" default:"5m"`
-	// Do lists what happens: `alert`, `disable` the upstream, `throttle` it. Left out, `alert`; `[]` turns the rule off.
+	// Do lists what happens: `alert`, `disable` the upstream, `throttle` it. The last two take as many callers as under auth_failures. Left out, `alert`; `[]` turns the rule off.
 	Do []string `yaml:"do"`
 }
 

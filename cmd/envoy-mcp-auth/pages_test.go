@@ -22,7 +22,7 @@ func TestPages(t *testing.T) {
 	if out, err := exec.CommandContext(ctx, "go", "build", "-o", filepath.Join(bin, "envoy-mcp-auth"), ".").CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	for page, commands := range map[string]int{"callers": 6, "tools": 8, "providers": 3, "limits": 3, "watch": 4, "import": 7} {
+	for page, commands := range map[string]int{"callers": 6, "upgrade": 7, "tools": 8, "providers": 3, "limits": 3, "watch": 4, "import": 7} {
 		text := readPage(t, page)
 		blocks := consoleBlocks(text)
 		if len(blocks) != commands {

@@ -96,22 +96,31 @@ func runBlocks(t *testing.T, page string, shell *exec.Cmd, blocks []block) {
 	}
 }
 
-// TestReadmeTables holds the tables of the README to the code.
-func TestReadmeTables(t *testing.T) {
+// TestTables holds the tables of the docs to the code.
+func TestTables(t *testing.T) {
 	t.Parallel()
-	text, err := os.ReadFile(readme)
-	if err != nil {
-		t.Fatal(err)
-	}
-	want := between(t, text, "reasons", reasonTable(t))
-	want = between(t, want, "metrics", metricTable(t))
-	if *update {
-		if err := os.WriteFile(readme, want, 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if !bytes.Equal(text, want) && !*update {
-		t.Error("the tables of README.md are not those of the code; run make golden")
+	for _, tt := range []struct {
+		page, name string
+		table      func(*testing.T) string
+	}{
+		{readme, "reasons", reasonTable},
+		{"../../docs/metrics.md", "metrics", metricTable},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			text, err := os.ReadFile(tt.page)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := between(t, text, tt.name, tt.table(t))
+			if *update {
+				if err := os.WriteFile(tt.page, want, 0o644); err != nil {
+					t.Fatal(err)
+				}
+			} else if !bytes.Equal(text, want) {
+				t.Errorf("the table of %s is not that of the code; run make golden", tt.page)
+			}
+		})
 	}
 }
 

@@ -34,6 +34,10 @@ func newRender(st streams) *cobra.Command {
 			}
 			return envoy.Render(set, opt)
 		})
+	forEnvoy.Long = "Prints one complete bootstrap. With --patch it attaches to an Envoy that you already run: FILE is what that starts with,\n" +
+		"or the answer of its /config_dump, and what comes is the same with the policy's upstreams protected, or the parts to\n" +
+		"change. What was changed, assumed and is left for you to decide is told on standard error; with anything left, the\n" +
+		"status is 1, as `check --envoy` of the result has it."
 	forEnvoy.Example += "\n  envoy-mcp-auth render envoy -c policy.yaml --patch my-envoy.yaml -o patched.yaml"
 	forEnvoy.Flags().StringVar(&mine, "patch", "", "attach to the Envoy that runs with this configuration; from a config_dump, print what to change in it")
 	forEnvoy.Flags().BoolVar(&xds, "xds", false, "only the bootstrap of an Envoy that follows `serve --xds`")

@@ -125,12 +125,22 @@ func compare(ctx context.Context, dir, binary string, opt options) error {
 		return err
 	}
 	defer e.Stop()
-	return table(ctx, e.PID, opt,
+	if err := table(ctx, e.PID, opt,
 		side{"envoy-mcp-auth", ours.pid(), addr[0], "/ours/mcp"},
 		side{"envoy-mcp-auth with the access log", ours.pid(), addr[4], "/ours/mcp"},
 		side{"envoy-mcp-auth with tool rules", ours.pid(), addr[5], "/ruled/mcp"},
 		side{"envoy-mcp-auth with the access log and the audit", audited.pid(), addr[6], "/audited/mcp"},
-		side{"empty ext_proc server", baseline.pid(), addr[1], "/empty/mcp"})
+		side{"empty ext_proc server", baseline.pid(), addr[1], "/empty/mcp"}); err != nil {
+		return err
+	}
+	return sayMost(ours)
+}
+
+// sayMost prints what memory the calls took.
+func sayMost(p *process) error {
+	_, most, err := memory(p.pid())
+	fmt.Printf("\nenvoy-mcp-auth had %.0f MiB of resident memory at most.\n", most) //nolint:forbidigo // this is the output
+	return err
 }
 
 // startAudited runs our server with an audit that every reply waits for.

@@ -22,7 +22,7 @@ import (
 // options are the flags.
 type options struct {
 	rounds, requests, upstreams int
-	skipMemory                  bool
+	skipMemory, skipCalls       bool
 }
 
 func main() {
@@ -34,6 +34,7 @@ func main() {
 	flag.IntVar(&opt.requests, "requests", 20000, "calls of one measurement")
 	flag.IntVar(&opt.upstreams, "upstreams", 10000, "upstreams of the memory measurement")
 	flag.BoolVar(&opt.skipMemory, "skip-memory", false, "leave out start-up time and memory")
+	flag.BoolVar(&opt.skipCalls, "skip-calls", false, "leave out the cost of calls")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	err := run(ctx, opt)
@@ -62,8 +63,13 @@ func run(ctx context.Context, opt options) error {
 	if err := build.Run(); err != nil {
 		return fmt.Errorf("building envoy-mcp-auth: %w; run from the project's root", err)
 	}
-	if err := compare(ctx, dir, binary, opt); err != nil || opt.skipMemory {
-		return err
+	if !opt.skipCalls {
+		if err := compare(ctx, dir, binary, opt); err != nil {
+			return err
+		}
+	}
+	if opt.skipMemory {
+		return nil
 	}
 	return footprint(ctx, dir, binary, opt.upstreams)
 }

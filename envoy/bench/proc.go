@@ -47,7 +47,7 @@ func (p *process) pid() int { return p.cmd.Process.Pid }
 func (p *process) waitReady(ctx context.Context, admin string, limit time.Duration) error {
 	deadline := time.Now().Add(limit)
 	for time.Now().Before(deadline) {
-		if get(ctx, "http://"+admin+"/readyz") == nil {
+		if _, err := get(ctx, "http://"+admin+"/readyz"); err == nil {
 			return nil
 		}
 		time.Sleep(2 * time.Millisecond)
@@ -56,22 +56,22 @@ func (p *process) waitReady(ctx context.Context, admin string, limit time.Durati
 	return fmt.Errorf("the server is not ready after %v: %s", limit, b[max(0, len(b)-2000):])
 }
 
-func get(ctx context.Context, url string) error {
+func get(ctx context.Context, url string) ([]byte, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, http.NoBody)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	client := http.Client{Timeout: 5 * time.Second}
 	resp, err := client.Do(req)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer resp.Body.Close() //nolint:errcheck // read only
-	_, _ = io.Copy(io.Discard, resp.Body)
-	if resp.StatusCode != http.StatusOK {
-		return errors.New(resp.Status)
+	b, err := io.ReadAll(resp.Body)
+	if err == nil && resp.StatusCode != http.StatusOK {
+		err = errors.New(resp.Status)
 	}
-	return nil
+	return b, err
 }
 
 // cpu returns the processor time a process used so far. The kernel counts it in
@@ -94,17 +94,22 @@ func cpu(pid int) (time.Duration, error) {
 	return time.Duration(ticks) * 10 * time.Millisecond, nil
 }
 
-// rss returns the resident memory of a process in MiB.
-func rss(pid int) (float64, error) {
+// memory returns the resident memory of a process in MiB, now and at its largest.
+func memory(pid int) (now, most float64, err error) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	for line := range strings.Lines(string(b)) {
-		if rest, ok := strings.CutPrefix(line, "VmRSS:"); ok {
-			kb, err := strconv.ParseFloat(strings.Fields(rest)[0], 64)
-			return kb / 1024, err
+		for name, v := range map[string]*float64{"VmRSS:": &now, "VmHWM:": &most} {
+			if rest, ok := strings.CutPrefix(line, name); ok {
+				kb, err := strconv.ParseFloat(strings.Fields(rest)[0], 64)
+				if err != nil {
+					return 0, 0, err
+				}
+				*v = kb / 1024
+			}
 		}
 	}
-	return 0, errors.New("no VmRSS")
+	return now, most, nil
 }

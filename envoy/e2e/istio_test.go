@@ -31,6 +31,12 @@ func (r *rig) istio(proxy string) func(string) string {
 	r.t.Helper()
 	r.proc = r.serve(r.policy, r.facts.Admin)
 	r.startEnvoy(r.withoutIstio(proxy))
+	return r.meshed()
+}
+
+// meshed is where a caller in a mesh finds the upstreams.
+func (r *rig) meshed() func(string) string {
+	r.t.Helper()
 	_, port, err := net.SplitHostPort(r.facts.Listen)
 	if err != nil {
 		r.t.Fatal(err)
@@ -228,20 +234,33 @@ func (r *rig) meshedListener(l object, routes map[any]object) object {
 	return l
 }
 
-// TestIstioFailsClosed: with what Istio's control plane made, no call reaches an
-// upstream undecided, whether the program is gone or ends a stream without a word.
-func TestIstioFailsClosed(t *testing.T) {
+// TestE1_Istio: with what Istio's control plane made, no call reaches an upstream
+// undecided, whether a stream ends without a word, in which case the guard is all that is
+// left, or nothing answers.
+func TestE1_Istio(t *testing.T) {
 	for _, proxy := range []string{"sidecar", "route", "socket", "gateway", "gateway-route"} {
 		t.Run(proxy, func(t *testing.T) {
 			r := newRig(t, inMesh(twelve))
-			endpoint := r.istio(proxy)
-			r.proc.kill()
-			for _, up := range []string{"alpha", "beta", "gamma"} {
-				got, came := r.through(endpoint, up, toolCall("harmless"), asRobot("Cookie", "tracking="+canary))
-				if got.status < 400 || len(came) != 0 {
-					t.Errorf("%s: want a refusal and no arrival, got %v and %d", up, got, len(came))
+			server, err := serveScripted(r.facts.Socket, &scripted{act: after(func(stream) error { return nil })})
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(server.Stop)
+			r.startEnvoy(r.withoutIstio(proxy))
+			r.waitProcessor(1)
+			refused := func(want func(reply) bool) {
+				t.Helper()
+				for _, up := range []string{"alpha", "beta", "gamma"} {
+					got, came := r.through(r.meshed(), up, toolCall("harmless"), asRobot("Authorization", "Bearer "+callerToken,
+						"Cookie", "session_id="+canary, "X-Mcp-Auth-Guard", up, "X-Envoy-Attempt-Count", "2"))
+					if !want(got) || len(came) != 0 {
+						t.Errorf("%s: want a refusal and no arrival, got %v and %d", up, got, len(came))
+					}
 				}
 			}
+			refused(func(a reply) bool { return a.status == http.StatusForbidden && a.reason() == "guard" })
+			server.Stop()
+			refused(func(a reply) bool { return a.status >= http.StatusInternalServerError })
 		})
 	}
 }

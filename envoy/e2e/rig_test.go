@@ -85,6 +85,8 @@ type rig struct {
 	flags   []string // further flags of serve
 	dumped  bool     // the case makes the program print its goroutines
 
+	program string // another version of the program, when it is set
+
 	env  []string // further variables of the program
 	lent []string // further credentials that nobody may read but an upstream of its own
 
@@ -213,7 +215,11 @@ func (r *rig) write(name, text string) {
 
 // command prepares the program with the secrets of the tests in its environment.
 func (r *rig) command(args ...string) *exec.Cmd {
-	cmd := exec.Command(built.path(r.t), args...) //nolint:noctx // stopped by pid
+	program := built.path(r.t)
+	if r.program != "" {
+		program = r.program
+	}
+	cmd := exec.Command(program, args...) //nolint:noctx // stopped by pid
 	cmd.Env = []string{
 		"PATH=" + os.Getenv("PATH"), "ALPHA_SECRET=" + alphaSecret, "GORACE=halt_on_error=0",
 		"GOTRACEBACK=all", "HOME=" + r.dir,

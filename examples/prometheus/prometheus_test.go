@@ -77,10 +77,10 @@ func TestMetricsLint(t *testing.T) {
 }
 
 // TestMetricsExist holds every name in an expression to the table of metrics in the
-// README, which is made of the registry, and to the recording rules.
+// table of the docs, which is made of the registry, and to the recording rules.
 func TestMetricsExist(t *testing.T) {
 	t.Parallel()
-	readme, err := os.ReadFile("../../README.md")
+	table, err := os.ReadFile("../../docs/metrics.md")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -93,7 +93,7 @@ func TestMetricsExist(t *testing.T) {
 	for _, r := range append(rules, rulesOf(t, "alerts.yaml")...) {
 		for _, found := range name.FindAllString(r.Expr, -1) {
 			counted := strings.TrimSuffix(found, "_bucket")
-			known := recorded[found] || strings.Contains(string(readme), "| `"+counted+"` |")
+			known := recorded[found] || strings.Contains(string(table), "| `"+counted+"` |")
 			if !known {
 				t.Errorf("%s%s: no metric and no rule is named %s", r.Alert, r.Record, found)
 			}

@@ -27,8 +27,7 @@ func Of(path string) (Stamp, error) {
 	}
 	s := Stamp{size: info.Size(), mtime: info.ModTime().UnixNano()}
 	if st, ok := info.Sys().(*syscall.Stat_t); ok {
-		s.dev, s.ino = st.Dev, st.Ino
-		s.ctime = st.Ctim.Nano()
+		s.identify(st)
 	}
 	return s, nil
 }

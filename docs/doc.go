@@ -1,0 +1,2 @@
+// Package docs holds the pages of the documentation. Its test follows their links.
+package docs
