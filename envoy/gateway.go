@@ -59,9 +59,7 @@ func RenderGateway(set *policy.Set, opt GatewayOptions) ([]byte, error) {
 		if b.WriteString("\n"); i > 0 {
 			b.WriteString("---\n")
 		}
-		for line := range strings.Lines(d.why) {
-			b.WriteString(strings.TrimRight("# "+line, " \n") + "\n")
-		}
+		b.WriteString(remark(d.why))
 		enc := yaml.NewEncoder(&b)
 		enc.SetIndent(2)
 		if err := enc.Encode(d.object); err != nil {
@@ -72,6 +70,20 @@ func RenderGateway(set *policy.Set, opt GatewayOptions) ([]byte, error) {
 		}
 	}
 	return b.Bytes(), nil
+}
+
+// remark is a text as comment lines.
+func remark(text string) string {
+	var b strings.Builder
+	column := 0
+	for word := range strings.FieldsSeq(text) {
+		if column += len(word) + 1; column > 88 || b.Len() == 0 {
+			b.WriteString("\n#")
+			column = len(word) + 2
+		}
+		b.WriteString(" " + word)
+	}
+	return strings.TrimPrefix(b.String(), "\n") + "\n"
 }
 
 // gatewayDocument is an object of Kubernetes, and why it is there.
@@ -179,9 +191,9 @@ func gatewayHeader(patched bool) string {
 	if patched {
 		return text + `#
 # With the patches at the end (extensionApis.enableEnvoyPatchPolicy: true), a token that
-# was revoked is replaced inside the call, and Envoy holds a cluster's own guard. They only add:
-# where a patch finds nothing, its EnvoyPatchPolicy says so in its status, and what is
-# above them decides as without.
+# was revoked is replaced inside the call, and each cluster has a guard of its own. They
+# only add: where a patch finds nothing, its EnvoyPatchPolicy says so in its status, and
+# what is above them decides as without.
 `
 	}
 	return text + `#
