@@ -24,11 +24,7 @@ GOTEST = $(PARTS) && $(GOTESTSUM)
 GORELEASER = PATH="$$(dirname "$$(tools/build cyclonedx-gomod)"):$$PATH" "$$(tools/build goreleaser)"
 
 .DEFAULT_GOAL := help
-<<<<<<< HEAD
-.PHONY: e2e-keycloak conformance versions release release-check
-=======
-.PHONY: e2e-keycloak e2e-gateway e2e-istio conformance versions
->>>>>>> main
+.PHONY: e2e-keycloak e2e-gateway e2e-istio conformance versions release release-check
 .PHONY: help build test soak lint fmt check generated e2e demo bench compare fuzz vuln golden generate deps relock clean
 
 help: ## Show this list
