@@ -71,11 +71,13 @@ type checker struct {
 
 	upOf, byName map[string]*target // of the policy
 	// guarded are the clusters whose own chain asks us; covered those that a
-	// listener's chain asks us about.
+	// listener's chain asks us about on some way.
 	guarded, covered map[string]bool
+	unasked          []leg           // ways on which no listener's chain asks us
 	healing          map[string]bool // clusters whose chain asks us before a second attempt alone
 	processorNames   map[string]tree // clusters that our filters call, and a place that does
 	guards           map[string]bool // names of filters that demand the mark
+	askers           map[string]bool // names of filters that ask us
 	anyMarked        bool            // some ext_proc filter is clearly ours
 }
 
@@ -128,6 +130,12 @@ func isTrue(t tree) bool  { return t.yes() }
 func notTrue(t tree) bool { return !t.yes() }
 func present(t tree) bool { return t.ok() }
 
-func oneOf(values ...string) func(tree) bool {
-	return func(t tree) bool { return slices.Contains(values, t.str()) }
+// oneOf wants one of these values of an enum.
+func oneOf(names map[int32]string, values ...string) func(tree) bool {
+	return func(t tree) bool { return slices.Contains(values, t.enum(names)) }
+}
+
+// noneOf wants another.
+func noneOf(names map[int32]string, values ...string) func(tree) bool {
+	return func(t tree) bool { return !slices.Contains(values, t.enum(names)) }
 }

@@ -3,6 +3,9 @@ package envoy
 import (
 	"slices"
 	"strings"
+
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	rbacv3 "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
 )
 
 // trailers checks that a caller's trailers end here: we are asked about headers.
@@ -80,7 +83,7 @@ func (c *checker) tunnels(upgrades tree) {
 // the caller.
 func (c *checker) destinationOf(cl tree) {
 	for _, at := range []tree{cl.get("type"), cl.get("cluster_type", "name")} {
-		word := strings.ToLower(at.str())
+		word := strings.ToLower(at.enum(clusterv3.Cluster_DiscoveryType_name))
 		if strings.Contains(word, "original_dst") || strings.Contains(word, "dynamic_forward_proxy") {
 			c.report(at, problem{
 				"destination-from-request", "the request chooses the host of this cluster", "The token would go wherever a caller points it", "name the upstream's host in load_assignment",
@@ -145,7 +148,7 @@ func watches(g filter) bool {
 		return false
 	case "RBAC":
 		rules := g.config.get("rules")
-		return rules.get("action").str() != "LOG" && (rules.mentions(GuardHeader) || g.config.get("matcher").mentions(GuardHeader))
+		return rules.get("action").enum(rbacv3.RBAC_Action_name) != "LOG" && (rules.mentions(GuardHeader) || g.config.get("matcher").mentions(GuardHeader))
 	}
 	return true
 }

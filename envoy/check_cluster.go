@@ -5,6 +5,9 @@ import (
 	"net/netip"
 	"slices"
 	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 )
 
 // clusterChecks looks at the clusters that calls with a credential go to.
@@ -60,7 +63,7 @@ func (c *checker) verified(tls tree, autoName bool, id, why string) {
 	if sds := tls.get("common_tls_context", "validation_context_sds_secret_config"); sds.ok() {
 		return // what a secret server sends cannot be seen here
 	}
-	if at := validation.get("trust_chain_verification"); at.str() == "ACCEPT_UNTRUSTED" {
+	if at := validation.get("trust_chain_verification"); at.enum(tlsv3.CertificateValidationContext_TrustChainVerification_name) == "ACCEPT_UNTRUSTED" {
 		c.report(at, problem{id, "trust_chain_verification is ACCEPT_UNTRUSTED", why, "remove it"})
 	}
 	if !validation.get("trusted_ca").ok() && !combined.get("validation_context_sds_secret_config").ok() && !validation.get("ca_certificate_provider_instance").ok() {
@@ -165,7 +168,7 @@ func (c *checker) retries(policy tree) {
 // retryBudget checks that a revoked token heals for all calls at once.
 func (c *checker) retryBudget(cl tree) {
 	for _, t := range cl.get("circuit_breakers", "thresholds").items() {
-		if p := t.get("priority").str(); p != "" && p != "DEFAULT" {
+		if p := t.get("priority").enum(corev3.RoutingPriority_name); p != "" && p != "DEFAULT" {
 			continue
 		}
 		if n, ok := t.get("max_retries").number(); ok && n >= 100 || t.get("retry_budget").ok() {

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
 )
 
 // filter is one entry of a chain.
@@ -80,6 +82,19 @@ func (c *checker) processors() {
 			c.anyMarked = c.anyMarked || f.kind == "ExternalProcessor" && marked(f)
 			if watches(f) && f.config.mentions(GuardHeader) {
 				c.guards[f.entry.get("name").str()] = true
+			}
+		}
+	}
+	c.placesOfOurs(chains)
+}
+
+// placesOfOurs notes where filters of ours are: once they can be told from those of others.
+func (c *checker) placesOfOurs(chains []tree) {
+	c.askers = map[string]bool{}
+	for _, chain := range chains {
+		for _, f := range filters(chain) {
+			if c.ours(f) {
+				c.askers[f.entry.get("name").str()] = true
 			}
 		}
 	}
@@ -231,7 +246,7 @@ func extProcRules() []rule {
 		{[]string{"disable_immediate_response"}, notTrue, problem{
 			"refusals-disabled", "disable_immediate_response is true", "A refusal then becomes an error without a reason", "remove it",
 		}},
-		{[]string{"processing_mode", "request_header_mode"}, func(t tree) bool { return t.str() != "SKIP" }, problem{
+		{[]string{"processing_mode", "request_header_mode"}, noneOf(extprocv3.ProcessingMode_HeaderSendMode_name, "SKIP"), problem{
 			"request-headers-skipped", "request headers are not sent", "There is nothing to decide on, so nothing is decided", "set request_header_mode: SEND",
 		}},
 		{[]string{"mutation_rules", "allow_all_routing"}, notTrue, problem{
@@ -254,7 +269,7 @@ func mutationsRules() []rule {
 // route left to change.
 func downstreamRules() []rule {
 	return []rule{
-		{[]string{"route_cache_action"}, oneOf("RETAIN"), problem{
+		{[]string{"route_cache_action"}, oneOf(extprocv3.ExternalProcessor_RouteCacheAction_name, "RETAIN"), problem{
 			"route-cache", "route_cache_action is not RETAIN", "A route that is chosen again after the decision may lead to another upstream, with this one's token", "set route_cache_action: RETAIN",
 		}},
 	}
@@ -263,9 +278,9 @@ func downstreamRules() []rule {
 // bodies checks a processing mode: a body over the buffer hangs in a cluster's chain.
 func (c *checker) bodies(mode tree) {
 	for _, key := range []string{"request_body_mode", "response_body_mode"} {
-		if at := mode.get(key); at.ok() && at.str() != "NONE" {
+		if at := mode.get(key); at.ok() && at.enum(extprocv3.ProcessingMode_BodySendMode_name) != "NONE" {
 			c.report(at, problem{
-				"body-sent", key + " is " + at.str(), "Every body is held back or copied: streams stall, and a body over the buffer hangs for ever in a cluster's chain",
+				"body-sent", key + " is " + at.enum(extprocv3.ProcessingMode_BodySendMode_name), "Every body is held back or copied: streams stall, and a body over the buffer hangs for ever in a cluster's chain",
 				"set " + key + ": NONE",
 			})
 		}

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 
+	rbacv3 "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
+
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
 )
 
@@ -118,9 +120,9 @@ func demandsMark(override tree) bool {
 // nothing else through.
 func marksOf(override tree) (marks []string, strict bool) {
 	rbac := override.get("rbac", "matcher")
-	strict = rbac.get("on_no_match", "action", "typed_config", "action").str() == "DENY"
+	strict = rbac.get("on_no_match", "action", "typed_config", "action").enum(rbacv3.RBAC_Action_name) == "DENY"
 	for _, m := range rbac.get("matcher_list", "matchers").items() {
-		if m.get("on_match", "action", "typed_config", "action").str() == "DENY" {
+		if m.get("on_match", "action", "typed_config", "action").enum(rbacv3.RBAC_Action_name) == "DENY" {
 			continue
 		}
 		one := m.get("predicate", "single_predicate")

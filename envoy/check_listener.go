@@ -1,8 +1,13 @@
 package envoy
 
 import (
+	"fmt"
 	"slices"
 	"strings"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 )
 
 // listenerChecks looks at the connection managers whose calls concern us.
@@ -18,12 +23,7 @@ func (c *checker) manager(m manager) {
 	chain := filters(m.hcm.get("http_filters"))
 	rc, seen := c.routesOf(m.hcm)
 	own := c.asking(chain, legs(rc))
-	var mine []leg
-	for _, l := range legs(rc) {
-		if own.always || c.concerns(l) || c.asks(chain, l) {
-			mine = append(mine, l)
-		}
-	}
+	mine := c.waysOf(chain, legs(rc), own)
 	if !own.any && len(mine) == 0 && (seen || len(c.guarded) == 0) {
 		return
 	}
@@ -52,6 +52,26 @@ func (c *checker) manager(m manager) {
 	c.outcomeLog(m.hcm.get("access_log"), mine)
 }
 
+// waysOf returns the legs that concern us, and notes which clusters the listener asks
+// about on its way to them, and on which ways it does not.
+func (c *checker) waysOf(chain []filter, all []leg, own asking) []leg {
+	var mine []leg
+	for _, l := range all {
+		asks := own.always || c.asks(chain, l)
+		if asks || c.concerns(l) {
+			mine = append(mine, l)
+		}
+		if !asks {
+			c.unasked = append(c.unasked, l)
+			continue
+		}
+		for _, name := range l.clusters() {
+			c.covered[name] = true
+		}
+	}
+	return mine
+}
+
 // managedLeg checks one route of a connection manager.
 func (c *checker) managedLeg(hcm tree, l leg, own asking, early bool) {
 	chain := filters(hcm.get("http_filters"))
@@ -62,11 +82,6 @@ func (c *checker) managedLeg(hcm tree, l leg, own asking, early bool) {
 	c.leg(hcm, l, asks)
 	c.rejected(hcm, l)
 	c.toolsLeg(hcm, l, asks)
-	if asks {
-		for _, name := range l.clusters() {
-			c.covered[name] = true
-		}
-	}
 }
 
 // takesOffEarly reports whether a header goes before anything reads it.
@@ -84,7 +99,7 @@ type asking struct{ any, always bool }
 func (c *checker) asking(chain []filter, all []leg) asking {
 	var a asking
 	for _, f := range chain {
-		if c.ours(f) {
+		if c.ours(f) && !f.later {
 			a.any, a.always = true, a.always || !f.entry.get("disabled").yes()
 		}
 	}
@@ -95,9 +110,9 @@ func (c *checker) asking(chain []filter, all []leg) asking {
 	return a
 }
 
-// asks reports whether a filter of ours runs on a route.
+// asks reports whether a filter of ours runs on a route, and on the first attempt.
 func (c *checker) asks(chain []filter, l leg) bool {
-	return slices.ContainsFunc(running(chain, l), c.ours)
+	return slices.ContainsFunc(running(chain, l), func(f filter) bool { return c.ours(f) && !f.later })
 }
 
 // running are the filters of a listener that run on a route.
@@ -141,7 +156,7 @@ func (c *checker) routesOf(hcm tree) (tree, bool) {
 // policy. One that a request header chooses may go anywhere.
 func (c *checker) concerns(l leg) bool {
 	if len(l.clusters()) == 0 {
-		return len(c.guarded) > 0
+		return len(c.guarded)+len(c.upOf) > 0
 	}
 	return slices.ContainsFunc(l.clusters(), func(name string) bool { return c.guarded[name] || c.upOf[name] != nil })
 }
@@ -152,12 +167,12 @@ func managerRules(routes tree) []rule {
 	return []rule{
 		{[]string{"normalize_path"}, isTrue, problem{"path-not-normalized", "normalize_path is not set", path, "set normalize_path: true"}},
 		{[]string{"merge_slashes"}, isTrue, problem{"slashes-not-merged", "merge_slashes is not set", path, "set merge_slashes: true"}},
-		{[]string{"path_with_escaped_slashes_action"}, oneOf("REJECT_REQUEST", "UNESCAPE_AND_REDIRECT"), problem{
+		{[]string{"path_with_escaped_slashes_action"}, oneOf(hcmv3.HttpConnectionManager_PathWithEscapedSlashesAction_name, "REJECT_REQUEST", "UNESCAPE_AND_REDIRECT"), problem{
 			"escaped-slashes", "%2f and %5c in a path are let through", path, "set path_with_escaped_slashes_action: REJECT_REQUEST",
 		}},
 		{[]string{"strip_any_host_port"}, func(t tree) bool { return t.yes() || routes.get("ignore_port_in_host_matching").yes() }, problem{"host-port", "strip_any_host_port is not set", host, "set strip_any_host_port: true"}},
 		{[]string{"strip_trailing_host_dot"}, isTrue, problem{"host-dot", "strip_trailing_host_dot is not set", host, "set strip_trailing_host_dot: true"}},
-		{[]string{"common_http_protocol_options", "headers_with_underscores_action"}, oneOf("REJECT_REQUEST", "DROP_HEADER"), problem{
+		{[]string{"common_http_protocol_options", "headers_with_underscores_action"}, oneOf(corev3.HttpProtocolOptions_HeadersWithUnderscoresAction_name, "REJECT_REQUEST", "DROP_HEADER"), problem{
 			"underscores", "headers with underscores are let through", "Many servers read x_api_key as x-api-key, which the policy would have taken off",
 			"set common_http_protocol_options.headers_with_underscores_action: REJECT_REQUEST",
 		}},
@@ -167,7 +182,7 @@ func managerRules(routes tree) []rule {
 		{[]string{"internal_address_config"}, func(t tree) bool { return len(t.get("cidr_ranges").items()) == 0 && !t.get("unix_sockets").yes() }, problem{
 			"internal-callers", "callers from internal_address_config keep their x-envoy-* headers", "They then set retries and timeouts", "remove internal_address_config",
 		}},
-		{[]string{"forward_client_cert_details"}, func(t tree) bool { return t.str() != "ALWAYS_FORWARD_ONLY" && t.str() != "2147483647" }, problem{
+		{[]string{"forward_client_cert_details"}, noneOf(hcmv3.HttpConnectionManager_ForwardClientCertDetails_name, "ALWAYS_FORWARD_ONLY", "2147483647"), problem{
 			"caller-certificate-header", "a caller's own x-forwarded-client-cert is passed on", "Anyone can write anything into it", "set forward_client_cert_details: SANITIZE",
 		}},
 		{[]string{"stream_idle_timeout"}, present, problem{
@@ -201,7 +216,7 @@ func (c *checker) callerCertificates(m manager, mine []leg) {
 	tls, kind := m.chain.get("transport_socket").config()
 	common := tls.get("common_tls_context")
 	at := common.get("validation_context", "trust_chain_verification")
-	if at.str() == "ACCEPT_UNTRUSTED" {
+	if at.enum(tlsv3.CertificateValidationContext_TrustChainVerification_name) == "ACCEPT_UNTRUSTED" {
 		c.report(at, problem{"caller-unverified", "client certificates are not verified", "Anyone can write any name into one", "remove trust_chain_verification"})
 	}
 	verified := kind == "DownstreamTlsContext" && (common.get("validation_context", "trusted_ca").ok() ||
@@ -272,8 +287,20 @@ func listsHeader(list tree, name string) bool {
 	return slices.ContainsFunc(list.strs(), func(s string) bool { return strings.EqualFold(s, name) })
 }
 
-// coverage checks that every cluster of the policy is asked about.
+// coverage checks that every cluster of the policy is asked about, on every way to it.
+// Without a policy, a cluster that one way asks about is taken for one of its own.
 func (c *checker) coverage() {
+	for _, l := range c.unasked {
+		for _, name := range l.clusters() {
+			if c.covered[name] && !c.guarded[name] && (c.set == nil || c.upOf[name] != nil) {
+				c.report(l.route, problem{
+					"no-filter", fmt.Sprintf("no ext_proc filter of envoy-mcp-auth runs on this way to cluster %q, which other ways ask about", name),
+					"Calls on it reach the upstream undecided, with the caller's own credentials",
+					"have the filters of the other ways run here too, or give the cluster the http_filters of `render envoy` and take those of the listeners off",
+				})
+			}
+		}
+	}
 	for _, cl := range c.clusters {
 		name := cl.get("name").str()
 		if up := c.upOf[name]; up != nil && !c.guarded[name] && !c.covered[name] {

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"slices"
 
+	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
+
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
 )
 
@@ -81,12 +83,12 @@ func (c *checker) answers(all []filter, i int, upstream bool, ups []*target) {
 	at := all[i].config.get("processing_mode", "response_header_mode")
 	told := slices.IndexFunc(ups, func(u *target) bool { return u.OutcomesFromHeaders })
 	switch {
-	case told < 0 && !upstream && at.str() != "SKIP":
+	case told < 0 && !upstream && at.enum(extprocv3.ProcessingMode_HeaderSendMode_name) != "SKIP":
 		c.report(at, problem{
 			"response-headers-sent", "response headers are sent to the processor", "Envoy's own 400 and 431 then reach the caller as a closed connection",
 			"set response_header_mode: SKIP, or write envoy: {outcomes: response_headers} in the policy where there is no access log",
 		})
-	case told >= 0 && at.str() == "SKIP":
+	case told >= 0 && at.enum(extprocv3.ProcessingMode_HeaderSendMode_name) == "SKIP":
 		c.report(at, problem{
 			"answers-not-sent", fmt.Sprintf("response headers are not sent, and the policy has them tell how calls to upstream %q end", ups[told].Name),
 			"Every call looks as if it had no answer", "set response_header_mode: SEND",

@@ -3,6 +3,9 @@ package envoy
 import (
 	"slices"
 	"strings"
+
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
 )
 
 // leg checks one route to a cluster of ours. asks is whether the listener's own
@@ -80,7 +83,7 @@ func (c *checker) hosts(action tree) {
 // redirects checks that Envoy does not follow the upstream with our token (L5).
 func (c *checker) redirects(l leg) {
 	for _, key := range []string{"internal_redirect_policy", "internal_redirect_action"} {
-		if at := l.action.get(key); at.ok() && at.str() != "PASS_THROUGH_INTERNAL_REDIRECT" {
+		if at := l.action.get(key); at.ok() && at.enum(routev3.RouteAction_InternalRedirectAction_name) != "PASS_THROUGH_INTERNAL_REDIRECT" {
 			c.report(at, problem{
 				"redirects-followed", "Envoy follows the upstream's redirects", "The token would travel to wherever the upstream points", "remove " + key,
 			})
@@ -158,7 +161,7 @@ func (c *checker) overrides(configs tree) {
 		if kind == "FilterConfig" && config.get("config").ok() {
 			inner, kind = config.get("config").config()
 		}
-		isProcessor := strings.HasPrefix(name, filterExtProc) || kind == "ExtProcPerRoute"
+		isProcessor := c.askers[name] || strings.HasPrefix(name, filterExtProc) || kind == "ExtProcPerRoute"
 		isGuard := c.guards[name] // a filter of that kind with another name is somebody else's
 		switch {
 		case isProcessor:
@@ -187,7 +190,7 @@ func (c *checker) processorOverride(off, config tree) {
 			"failure-mode-allow", "the route sets failure_mode_allow", "When envoy-mcp-auth fails, its requests go on with the caller's own credentials", "remove it",
 		}},
 		{[]string{"async_mode"}, notTrue, problem{"observability-mode", "the route sets async_mode", "Envoy then asks and does not wait for the answer", "remove it"}},
-		{[]string{"processing_mode", "request_header_mode"}, func(t tree) bool { return t.str() != "SKIP" }, problem{
+		{[]string{"processing_mode", "request_header_mode"}, noneOf(extprocv3.ProcessingMode_HeaderSendMode_name, "SKIP"), problem{
 			"request-headers-skipped", "request headers are not sent", "There is nothing to decide on, so nothing is decided", "set request_header_mode: SEND",
 		}},
 	})

@@ -4,6 +4,9 @@ import (
 	"fmt"
 	"slices"
 
+	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
+	mcpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/mcp/v3"
+
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
 )
 
@@ -15,8 +18,8 @@ func (c *checker) toolsFilter(config tree, up *target) {
 		at := config.get("allow_mode_override")
 		modes := config.get("allowed_override_modes").items()
 		allowed := len(modes) == 0 || slices.ContainsFunc(modes, func(m tree) bool {
-			return m.get("request_body_mode").str() == "BUFFERED" && m.get("response_header_mode").str() == answers(*up).String() &&
-				m.get("request_trailer_mode").str() == "SKIP" && m.get("response_trailer_mode").str() == "SKIP"
+			return m.get("request_body_mode").enum(extprocv3.ProcessingMode_BodySendMode_name) == "BUFFERED" && m.get("response_header_mode").enum(extprocv3.ProcessingMode_HeaderSendMode_name) == answers(*up).String() &&
+				m.get("request_trailer_mode").enum(extprocv3.ProcessingMode_HeaderSendMode_name) == "SKIP" && m.get("response_trailer_mode").enum(extprocv3.ProcessingMode_HeaderSendMode_name) == "SKIP"
 		})
 		if !at.yes() || !allowed {
 			c.report(at, problem{
@@ -124,7 +127,7 @@ func (c *checker) mcpFilter(hcm tree, l leg, up *target) {
 			continue
 		}
 		config, on := effective(f, l)
-		if on && config.get("traffic_mode").str() == "REJECT_NO_MCP" && config.get("reject_duplicate_keys").yes() && f.config.get("attribute_source").str() == "VERIFY" {
+		if on && config.get("traffic_mode").enum(mcpv3.Mcp_TrafficMode_name) == "REJECT_NO_MCP" && config.get("reject_duplicate_keys").yes() && f.config.get("attribute_source").enum(mcpv3.Mcp_AttributeSource_name) == "VERIFY" {
 			return
 		}
 	}

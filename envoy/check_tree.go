@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"math"
 	"strconv"
 	"strings"
 	"time"
@@ -26,7 +27,7 @@ func parseTree(b []byte) (tree, error) {
 	if len(doc.Content) == 0 || doc.Content[0].Kind != yaml.MappingNode {
 		return tree{}, errors.New("want a mapping at the top")
 	}
-	return tree{n: doc.Content[0], at: 1}, nil
+	return tree{n: doc.Content[0], at: 1}, asEnvoy(&doc)
 }
 
 func (t tree) ok() bool { return t.n != nil }
@@ -41,10 +42,28 @@ func (t tree) str() string {
 
 func (t tree) yes() bool { return strings.EqualFold(t.str(), "true") }
 
-// number returns the value of a number, and false without one.
+// number returns the value of a number, and false without one. Envoy takes 3.0 and 3e0
+// for 3.
 func (t tree) number() (uint64, bool) {
-	n, err := strconv.ParseUint(t.str(), 10, 64)
-	return n, err == nil
+	if n, err := strconv.ParseUint(t.str(), 10, 64); err == nil {
+		return n, true
+	}
+	f, err := strconv.ParseFloat(t.str(), 64)
+	if err != nil || f < 0 || f >= 1<<63 || f != math.Trunc(f) {
+		return 0, false
+	}
+	return uint64(f), true
+}
+
+// enum returns the name of an enum's value, "" without one. names are those of the
+// generated code. Envoy takes a name in any case, and a number.
+func (t tree) enum(names map[int32]string) string {
+	if n, err := strconv.ParseInt(t.str(), 10, 32); err == nil {
+		if name, ok := names[int32(n)]; ok {
+			return name
+		}
+	}
+	return strings.ToUpper(t.str())
 }
 
 // duration returns the value of a duration, and false without one.
@@ -53,7 +72,7 @@ func (t tree) duration() (time.Duration, bool) {
 	return d, err == nil
 }
 
-// get walks down keys. Envoy takes snake_case and camelCase alike.
+// get walks down keys. Envoy takes snake_case and camelCase alike, and null for nothing.
 func (t tree) get(keys ...string) tree {
 	for _, key := range keys {
 		t = t.child(key)
@@ -64,7 +83,7 @@ func (t tree) get(keys ...string) tree {
 func (t tree) child(key string) tree {
 	missing := tree{at: t.at, path: join(t.path, key)}
 	for k, v := range t.each() {
-		if snake(k) == key || k == key {
+		if (snake(k) == key || k == key) && v.n.ShortTag() != "!!null" {
 			return v
 		}
 	}

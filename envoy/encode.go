@@ -62,6 +62,7 @@ func encodeSequence(b *bytes.Buffer, n *yaml.Node, indent string, limit int) err
 
 // encodeWhole has the library write n.
 func encodeWhole(b *bytes.Buffer, n *yaml.Node, indent string) error {
+	quoteWords(n)
 	var text bytes.Buffer
 	enc := yaml.NewEncoder(&text)
 	enc.SetIndent(2)

@@ -98,6 +98,9 @@ func readDocument(b []byte) (*yaml.Node, error) {
 	if len(doc.Content) == 0 || doc.Content[0].Kind != yaml.MappingNode {
 		return nil, errors.New("want a mapping at the top")
 	}
+	if err := asEnvoy(doc); err != nil {
+		return nil, err
+	}
 	left := maxNodes
 	return doc, spread(doc, &left, map[*yaml.Node]bool{})
 }

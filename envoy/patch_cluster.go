@@ -7,11 +7,12 @@ import (
 	"time"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	"go.yaml.in/yaml/v3"
 )
 
-// upstreamCluster makes the cluster of an upstream ask the server, unless every
-// listener's own chain does.
+// upstreamCluster makes the cluster of an upstream ask the server, unless a listener's
+// own chain does.
 func (p *patcher) upstreamCluster(cl tree, t target) {
 	if !p.covered[t.Cluster] || p.guarded[t.Cluster] {
 		p.chainOf(p.protocolOptions(cl), t)
@@ -43,7 +44,7 @@ func (p *patcher) protocolOptions(cl tree) tree {
 	inner := mapping()
 	key := "explicit_http_config"
 	switch {
-	case cl.get("protocol_selection").str() == "USE_DOWNSTREAM_PROTOCOL":
+	case cl.get("protocol_selection").enum(clusterv3.Cluster_ClusterProtocolSelection_name) == "USE_DOWNSTREAM_PROTOCOL":
 		key = "use_downstream_protocol_config"
 		p.move(cl, "http_protocol_options", inner, "http_protocol_options")
 		p.move(cl, "http2_protocol_options", inner, "http2_protocol_options")
@@ -309,7 +310,7 @@ func (p *patcher) assumeCA(t target) {
 func (p *patcher) threshold(cl tree, key string, least uint64, why string) {
 	at := p.list(p.within(cl, "circuit_breakers"), "thresholds")
 	for _, item := range at.items() {
-		if pr := item.get("priority").str(); pr != "" && pr != "DEFAULT" {
+		if pr := item.get("priority").enum(corev3.RoutingPriority_name); pr != "" && pr != "DEFAULT" {
 			continue
 		}
 		if n, ok := item.get(key).number(); ok && n >= least || key == "max_retries" && item.get("retry_budget").ok() {

@@ -8,14 +8,16 @@ import (
 	mutationv3 "github.com/envoyproxy/go-control-plane/envoy/config/common/mutation_rules/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	customv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/custom_response/v3"
+	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
 	earlyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/http/early_header_mutation/header_mutation/v3"
 	"go.yaml.in/yaml/v3"
 
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
 )
 
-// survey notes which clusters are asked about by a listener's own chain, and which
-// clusters lead to the server.
+// survey notes which clusters are asked about by a listener's own chain on some way, and
+// which clusters lead to the server. Where other ways to such a cluster do not ask, its
+// own chain would ask a second time about what is decided: Check says what is open.
 func (p *patcher) survey() {
 	note := func(chain tree) bool {
 		asks := false
@@ -36,11 +38,8 @@ func (p *patcher) survey() {
 				continue
 			}
 			rc, _ := p.routesOf(m.hcm)
-			for _, leg := range legs(rc) {
-				for _, name := range leg.clusters() {
-					p.covered[name] = true
-				}
-			}
+			chain := filters(m.hcm.get("http_filters"))
+			p.waysOf(chain, legs(rc), p.asking(chain, legs(rc)))
 		}
 	}
 }
@@ -244,13 +243,16 @@ func (p *patcher) certificates(m manager, ups []*target) {
 // edge sets right the settings of a listener's own filter that can only be one way.
 func (p *patcher) edge(hcm tree, i int) {
 	f := filters(hcm.get("http_filters"))[i]
-	p.remove(f.entry, "disabled", "every route that does not switch it on is unprotected")
+	rc, _ := p.routesOf(hcm)
+	if !slices.ContainsFunc(legs(rc), func(l leg) bool { _, on := effective(f, l); return on }) {
+		p.remove(f.entry, "disabled", "every route that does not switch it on is unprotected")
+	}
 	for key, want := range map[string]string{"failure_mode_allow": "false", "observability_mode": "false", "disable_immediate_response": "false"} {
 		if f.config.get(key).yes() {
 			p.put(f.config, key, p.value(want == "true"), "a call that is not decided must be refused, and a refusal has to be one")
 		}
 	}
-	if f.config.get("route_cache_action").str() != "RETAIN" {
+	if f.config.get("route_cache_action").enum(extprocv3.ExternalProcessor_RouteCacheAction_name) != "RETAIN" {
 		p.put(f.config, "route_cache_action", scalarNode("RETAIN"), "a route that is chosen again after the decision may lead to another upstream, with this one's token")
 	}
 	if d, ok := f.config.get("message_timeout").duration(); !ok || d <= p.set.Server.Deadline {
@@ -278,15 +280,15 @@ func (p *patcher) edgeModes(config tree) {
 	mode := p.within(config, "processing_mode")
 	const why = "streams must not be held back or copied"
 	for _, key := range []string{"request_body_mode", "response_body_mode"} {
-		if at := mode.get(key); at.ok() && at.str() != "NONE" {
+		if at := mode.get(key); at.ok() && at.enum(extprocv3.ProcessingMode_BodySendMode_name) != "NONE" {
 			p.put(mode, key, scalarNode("NONE"), why)
 		}
 	}
-	if mode.get("request_header_mode").str() == "SKIP" {
+	if mode.get("request_header_mode").enum(extprocv3.ProcessingMode_HeaderSendMode_name) == "SKIP" {
 		p.put(mode, "request_header_mode", scalarNode("SEND"), "there would be nothing to decide on")
 	}
 	told := slices.ContainsFunc(p.ups, func(t target) bool { return t.OutcomesFromHeaders })
-	if !told && mode.get("response_header_mode").str() != "SKIP" {
+	if !told && mode.get("response_header_mode").enum(extprocv3.ProcessingMode_HeaderSendMode_name) != "SKIP" {
 		p.put(mode, "response_header_mode", scalarNode("SKIP"), "Envoy's own 400 and 431 would reach the caller as a closed connection")
 	}
 }

@@ -70,7 +70,6 @@ func TestPatchMendsWhatCheckNames(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	local := set(upstream("a", "http://127.0.0.1:9000/mcp", withoutCredential), upstream("b", "http://127.0.0.1:9001/mcp", withoutCredential))
 	for _, base := range []struct {
 		text []byte
 		set  *policy.Set
@@ -79,7 +78,7 @@ func TestPatchMendsWhatCheckNames(t *testing.T) {
 		{render(t, s, envoy.Options{}), s, append(brokenUpstream(), brokenListener()...)},
 		{render(t, withRules(), envoy.Options{}), withRules(), brokenTools()},
 		{render(t, told(), envoy.Options{}), told(), brokenTold()},
-		{down, local, brokenDownstream()},
+		{down, local(), brokenDownstream()},
 	} {
 		for _, b := range base.all {
 			t.Run(b.ids+" "+b.place[strings.LastIndexByte(strings.TrimSuffix(b.place, "/"), '/')+1:]+" "+b.value, func(t *testing.T) {

@@ -167,11 +167,11 @@ func TestC3_E1_E3_E7_E8_UnsafeSettings(t *testing.T) {
 			continue
 		}
 		f, mended := found[0], "leaves it to you"
-		local := s
-		if local == nil {
-			local = set(upstream("a", "http://127.0.0.1:9000/mcp", withoutCredential), upstream("b", "http://127.0.0.1:9001/mcp", withoutCredential))
+		with := s
+		if with == nil {
+			with = local()
 		}
-		if p := settled(t, text, local); !strings.Contains(idsOf(p.Open), f.ID) {
+		if p := settled(t, text, with); !strings.Contains(idsOf(p.Open), f.ID) {
 			mended = "mends it"
 		}
 		head := fmt.Sprintf("# %s, wrong. What check says:\n#\n# %s: %s.\n# %s.\n# Fix: %s.\n\n", settings()[i], f.ID, f.What, f.Why, f.Fix)
