@@ -158,7 +158,10 @@ func (p *gatewayPlan) documents() ([]gatewayDocument, error) {
 		all = append(all, grant)
 	}
 	for _, g := range p.gateways {
-		all = append(all, p.accessLog(g), p.clientTraffic(g))
+		if log, first := p.accessLog(g); first {
+			all = append(all, log)
+		}
+		all = append(all, p.clientTraffic(g))
 	}
 	for _, l := range p.legs {
 		all = append(all, l.guard(), p.ask(l), l.backendTraffic())

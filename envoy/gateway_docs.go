@@ -93,21 +93,33 @@ func (p *gatewayPlan) grant() (gatewayDocument, bool) {
 		})}, len(from) > 0
 }
 
-// accessLog is the EnvoyProxy that sends us how calls ended.
-func (p *gatewayPlan) accessLog(g *gatewayResource) gatewayDocument {
-	name, why := gatewayName, "Assumed: Gateway "+g.String()+" has no EnvoyProxy yet. Name this one in\nits spec.infrastructure.parametersRef."
-	if ref := g.Spec.Infrastructure.ParametersRef; ref.Name != "" {
-		name, why = ref.Name, "Gateway "+g.String()+" names this EnvoyProxy: put the block into it, if you have it\nalready."
+// accessLog is the EnvoyProxy that sends us how calls ended. Gateways of a namespace may
+// have one together: first is whether g is the first of them.
+func (p *gatewayPlan) accessLog(g *gatewayResource) (_ gatewayDocument, first bool) {
+	name := g.proxyName()
+	why := []string{"How calls ended, for envoy-mcp-auth: a token that an upstream refused is replaced, and\nwhom an upstream gave a session is learnt."}
+	for _, other := range p.gateways {
+		if other.Metadata.Namespace != g.Metadata.Namespace || other.proxyName() != name {
+			continue
+		}
+		if first = first || other == g; !first {
+			return gatewayDocument{}, false
+		}
+		if other.Spec.Infrastructure.ParametersRef.Name == "" {
+			why = append(why, "Assumed: Gateway "+other.String()+" has no EnvoyProxy yet. Name this one in\nits spec.infrastructure.parametersRef.")
+		} else {
+			why = append(why, "Gateway "+other.String()+" names this EnvoyProxy: put the block into it, if you have it\nalready.")
+		}
 	}
 	sink := manifest{"type": "ALS", "als": manifest{
 		"type": "HTTP", "logName": MetadataNamespace, "backendRefs": p.backendRefs(g.Metadata.Namespace),
 		"backendSettings": processorSettings(),
 		"http":            manifest{"requestHeaders": []string{SessionHeader}, "responseHeaders": []string{ReasonHeader, SessionHeader}},
 	}}
-	return gatewayDocument{"How calls ended, for envoy-mcp-auth: a token that an upstream refused is replaced, and\nwhom an upstream gave a session is learnt. " + why, named(
+	return gatewayDocument{strings.Join(why, " "), named(
 		gatewayAPI, "EnvoyProxy", g.Metadata.Namespace, name, manifest{
 			"telemetry": manifest{"accessLog": manifest{"settings": []manifest{{"sinks": []manifest{sink}}}}},
-		})}
+		})}, true
 }
 
 // processorSettings are those of the cluster that leads to this program.

@@ -2,6 +2,7 @@ package envoy
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -52,6 +53,11 @@ type gatewayFilter struct {
 
 // String is NAMESPACE/NAME.
 func (r *gatewayResource) String() string { return r.Metadata.Namespace + "/" + r.Metadata.Name }
+
+// proxyName is the name of a Gateway's EnvoyProxy: the one that it has, or else ours.
+func (r *gatewayResource) proxyName() string {
+	return cmp.Or(r.Spec.Infrastructure.ParametersRef.Name, gatewayName)
+}
 
 // gatewayResources are the user's, by kind and then by namespace and name.
 type gatewayResources map[string]map[string]*gatewayResource

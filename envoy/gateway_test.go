@@ -1,12 +1,8 @@
 package envoy_test
 
 import (
-	"errors"
-	"io"
 	"strings"
 	"testing"
-
-	"go.yaml.in/yaml/v3"
 
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/envoy"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
@@ -45,26 +41,6 @@ func gatewayOptions() envoy.GatewayOptions {
 	opt := envoy.GatewayOptions{Resources: []byte(userResources)}
 	opt.Processor = "mcp.security.svc:9440"
 	return opt
-}
-
-// objects reads what was rendered: kind NAMESPACE/NAME to the object.
-func objects(t *testing.T, b []byte) map[string]map[string]any {
-	t.Helper()
-	all := map[string]map[string]any{}
-	dec := yaml.NewDecoder(strings.NewReader(string(b)))
-	for {
-		var o struct {
-			Kind     string         `yaml:"kind"`
-			Metadata map[string]any `yaml:"metadata"`
-			Spec     map[string]any `yaml:"spec"`
-		}
-		if err := dec.Decode(&o); errors.Is(err, io.EOF) {
-			return all
-		} else if err != nil {
-			t.Fatal(err)
-		}
-		all[o.Kind+" "+o.Metadata["namespace"].(string)+"/"+o.Metadata["name"].(string)] = o.Spec
-	}
 }
 
 func renderGateway(t *testing.T, s *policy.Set, opt envoy.GatewayOptions) (map[string]map[string]any, string) {

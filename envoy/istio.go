@@ -157,7 +157,34 @@ func newIstio(set *policy.Set, opt IstioOptions) (*istio, error) {
 		names[mt.meshHost] = t.Name
 		m.ups = append(m.ups, mt)
 	}
-	return m, nil
+	return m, m.distinct()
+}
+
+// distinct refuses names that would make one object in Kubernetes of two: the last that
+// is applied would win, and the host of the other lose its TLS without a word.
+func (m *istio) distinct() error {
+	taken := map[string]string{}
+	if m.Gateway != "" {
+		taken[mcpGateway] = "what leads to the egress gateway (--gateway)"
+	}
+	if name, ns, _ := strings.Cut(m.Service, "."); !m.unix && ns == m.home() {
+		if of, both := taken[name]; both {
+			return fmt.Errorf("--service %s: what leads to it would be named %q in Kubernetes, like %s; rename the Service", m.Service, name, of)
+		}
+		taken[name] = "what leads to --service " + m.Service
+	}
+	upstreams := map[string]string{}
+	for _, t := range m.ups {
+		name := resourceName(t.Name)
+		if of, both := taken[name]; both {
+			return fmt.Errorf("upstream %q would be named %q in Kubernetes, like %s; rename the upstream", t.Name, name, of)
+		}
+		if other, both := upstreams[name]; both {
+			return fmt.Errorf("upstreams %q and %q would both be named %q in Kubernetes, where _ and . become -, and none is at the end; rename one", other, t.Name, name)
+		}
+		upstreams[name] = t.Name
+	}
+	return nil
 }
 
 // istioComments are the remarks on what Envoy is told, less those that are not so in a

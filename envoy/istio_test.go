@@ -34,6 +34,7 @@ func TestRenderIstioGolden(t *testing.T) {
 				t.Fatal(err)
 			}
 			golden(t, filepath.Join("istio", name+".yaml"), got)
+			objects(t, got)
 			again, err := envoy.RenderIstio(s, opt)
 			if err != nil || string(again) != string(got) {
 				t.Fatal("two renderings of one policy differ", err)

@@ -56,7 +56,8 @@ type Outcome struct {
 	// connection was lost, somebody cancelled it, or it ran out of time. Envoy may
 	// have answered in the upstream's place: Status is a 503 or 504 then.
 	Reset bool
-	// Left is whether it was the caller's side that ended it so.
+	// Left is whether it was the caller's side that ended it so. The headers of answers
+	// do not say: where they tell, it is set for every call that ended before them.
 	Left bool
 }
 

@@ -31,8 +31,10 @@ func (s *Server) follow(stream grpc.ServerStream, x *exchange) error {
 	switch {
 	case m == nil && err == nil: // told to stop
 		return nil
-	case err != nil: // the caller left, the upstream did, or Envoy
-		e.Reset = true
+	case err != nil:
+		// The caller left, the upstream did, or Envoy, and nothing says which. As often as
+		// not somebody lost patience, and what callers do must not speak against the upstream.
+		e.Reset, e.Left = true, true
 	case m.phase != phaseResponseHeaders:
 		return errOrder
 	default:

@@ -75,10 +75,10 @@ func TestOutcomeByTheHeadersOfTheAnswer(t *testing.T) {
 			Outcome{Caller: "anyone", Reason: "allowed", Status: 200, Attempts: 1},
 			2,
 		},
-		"no answer": {
+		"no answer, and nothing says who ended it: not held against the upstream": {
 			"followed",
 			[]*extprocv3.ProcessingRequest{headersRequest(nil, nil)},
-			Outcome{Caller: "anyone", Reason: "allowed", Attempts: 1, Reset: true},
+			Outcome{Caller: "anyone", Reason: "allowed", Attempts: 1, Reset: true, Left: true},
 			1,
 		},
 		"refused": {

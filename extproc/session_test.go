@@ -385,6 +385,30 @@ func (r *sessionRig) reload(tb testing.TB, text string) {
 	}
 }
 
+// TestA11_AReloadDuringInitialize: when its caller was renamed before the access log
+// told, a session is nobody's, not that of a principal without a name whom nobody is.
+func TestA11_AReloadDuringInitialize(t *testing.T) {
+	r := newSessionRig(t)
+	_, alice := r.use(t, "a", "alice", "")
+	_, anyone := r.use(t, "crowd", "", "")
+	text := strings.Replace(sessionPolicy(), "  alice: {", "  alicia: {", 1)
+	text = strings.Replace(text, "[alice, ", "[alicia, ", 1)
+	r.reload(t, strings.ReplaceAll(text, "anyone", "everybody"))
+	r.report(t, answered(200, corev3.RequestMethod_POST, alice, "", "hers"))
+	r.report(t, answered(200, corev3.RequestMethod_POST, anyone, "", "theirs"))
+	if n := r.sessions.count.Load(); n != 0 {
+		t.Errorf("want nothing bound, got %d", n)
+	}
+	r.want(t, "allowed", "a", "alice", "hers")
+	r.want(t, "session_mismatch", "a", "bob", "hers")
+	r.want(t, "allowed", "crowd", "", "theirs")
+	// Whom the policy still has, the log is believed about: everybody is one principal.
+	r.open(t, "crowd", "", "another")
+	r.want(t, "allowed", "crowd", "bob", "another")
+	r.open(t, "a", "bob", "his")
+	r.want(t, "session_mismatch", "a", "alice", "his")
+}
+
 // TestARefusedRequestTakesNoSession, whatever it is refused for.
 func TestARefusedRequestTakesNoSession(t *testing.T) {
 	r := newSessionRig(t)

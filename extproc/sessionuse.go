@@ -104,7 +104,7 @@ func (x *exchange) claimSession(ctx context.Context) policy.Reason {
 // the session his.
 func (s *Server) learn(l *lane, e *logged) {
 	shelf := l.sessions
-	if shelf == nil || e.Refusal != "" || e.Reason != policy.Allowed.String() {
+	if shelf == nil || !e.isSomebodys() {
 		return
 	}
 	fine := e.Status >= 200 && e.Status < 300
@@ -124,6 +124,13 @@ func (s *Server) learn(l *lane, e *logged) {
 			s.sessions.tell(func(f *tokens.Fleet) { _ = f.Erase(context.Background(), names[:]...) })
 		}
 	}
+}
+
+// isSomebodys reports whether the call was allowed, and whose it was is known. Every
+// call that is allowed is some caller's: where the entry names none, a reload took
+// that caller away in the meantime (see hold). A session is its first user's then.
+func (e *logged) isSomebodys() bool {
+	return e.Caller != "" && e.Refusal == "" && e.Reason == policy.Allowed.String()
 }
 
 // odd tells the log, once a minute for each server, what should not happen.

@@ -234,10 +234,10 @@ func (r *rig) meshedListener(l object, routes map[any]object) object {
 	return l
 }
 
-// TestE1_Istio: with what Istio's control plane made, no call reaches an upstream
+// TestIstio_E1: with what Istio's control plane made, no call reaches an upstream
 // undecided, whether a stream ends without a word, in which case the guard is all that is
 // left, or nothing answers.
-func TestE1_Istio(t *testing.T) {
+func TestIstio_E1(t *testing.T) {
 	for _, proxy := range []string{"sidecar", "route", "socket", "gateway", "gateway-route"} {
 		t.Run(proxy, func(t *testing.T) {
 			r := newRig(t, inMesh(twelve))
@@ -265,9 +265,9 @@ func TestE1_Istio(t *testing.T) {
 	}
 }
 
-// TestIstioRejected: an upstream's last 401 is our 502, whatever it looks like, and its
+// TestIstio_Rejected: an upstream's last 401 is our 502, whatever it looks like, and its
 // challenge does not reach the caller.
-func TestIstioRejected(t *testing.T) {
+func TestIstio_Rejected(t *testing.T) {
 	bodies := map[string]func(http.ResponseWriter){
 		"nothing": func(http.ResponseWriter) {},
 		"text":    func(w http.ResponseWriter) { _, _ = io.WriteString(w, strings.Repeat("no ", 1000)) },

@@ -133,28 +133,64 @@ func TestRulesAreThoseOfPrometheus(t *testing.T) {
 	}
 }
 
+// TestReleasesAreDistinct: of releases with the longest names that Helm takes, in one
+// namespace, none has the objects of another.
+func TestReleasesAreDistinct(t *testing.T) {
+	seen := map[string]string{}
+	for _, release := range []string{strings.Repeat("x", 51), strings.Repeat("x", 51) + "-a", strings.Repeat("x", 51) + "-b"} {
+		b, err := helm(t, "template", release, "chart", "--namespace", "agents", "--kube-version", "1.35.0", "-f", "values-example.yaml")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for dec := yaml.NewDecoder(bytes.NewReader(b)); ; {
+			var o object
+			if err := dec.Decode(&o); err != nil {
+				break
+			}
+			if other := seen[o.String()]; other != "" {
+				t.Errorf("%s is in %s and in %s", o, other, release)
+			}
+			seen[o.String()] = release
+		}
+	}
+	if len(seen) == 0 {
+		t.Error("want objects")
+	}
+}
+
+// object is what is read of one.
+type object struct {
+	Kind     string
+	Metadata struct{ Name, Namespace string }
+	Data     map[string]string
+	Spec     struct{ Template struct{ Spec pod } }
+}
+
+func (o object) String() string { return o.Kind + " " + o.Metadata.Namespace + "/" + o.Metadata.Name }
+
 // good holds manifests against the schemas of Kubernetes, the policy in them against
-// our own, and every container against the rules of a restricted namespace.
+// our own, and every container against the rules of a restricted namespace. No object is
+// there twice, of which the last that is applied would win.
 func good(t *testing.T, manifests []byte) {
 	t.Helper()
 	conform(t, manifests)
-	policies, containers := 0, 0
+	policies, containers, seen := 0, 0, map[string]bool{}
 	for dec := yaml.NewDecoder(bytes.NewReader(manifests)); ; {
-		var object struct {
-			Kind string
-			Data map[string]string
-			Spec struct{ Template struct{ Spec pod } }
-		}
-		if err := dec.Decode(&object); err != nil {
+		var o object
+		if err := dec.Decode(&o); err != nil {
 			break
 		}
-		if text := object.Data["policy.yaml"]; text != "" {
+		if seen[o.String()] {
+			t.Errorf("%s is there twice", o)
+		}
+		seen[o.String()] = true
+		if text := o.Data["policy.yaml"]; text != "" {
 			policies++
 			if _, err := policy.Parse("policy.yaml", []byte(text), func(string) (string, bool) { return strings.Repeat("5e", 32), true }); err != nil {
 				t.Errorf("the policy: %v", err)
 			}
 		}
-		containers += object.Spec.Template.Spec.restricted(t)
+		containers += o.Spec.Template.Spec.restricted(t)
 	}
 	if policies == 0 || containers == 0 {
 		t.Errorf("want a policy and a container, got %d and %d", policies, containers)

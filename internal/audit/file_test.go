@@ -223,6 +223,58 @@ func TestMovedAwayWithItsDirectory(t *testing.T) {
 	}
 }
 
+// TestReopenFails: while the last line of a file that was moved away cannot be written,
+// each try lets go of the new one.
+func TestReopenFails(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	path := filepath.Join(dir, "audit.jsonl")
+	l := started(t, fileSpec(path))
+	record(t, l, 3)
+	if err := os.Rename(path, path+".1"); err != nil {
+		t.Fatal(err)
+	}
+	full, err := os.Open(path + ".1") // for reading alone: it stands for a full disk
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer full.Close() //nolint:errcheck // read only
+	var good *os.File
+	l.do(func() { good, l.writer.file.f.File = l.writer.file.f.File, full })
+	before := descriptors(t, dir)
+	for range 3 {
+		l.do(func() { l.writer.again = time.Time{}; l.writer.tend() })
+	}
+	if s := l.Status(); !s.Failing {
+		t.Fatalf("want the file not changed for another, got %+v", s)
+	}
+	if after := descriptors(t, dir); after != before {
+		t.Errorf("want %d open files, got %d", before, after)
+	}
+	l.do(func() { l.writer.file.f.File, l.writer.again = good, time.Time{}; l.writer.tend() })
+	record(t, l, 3)
+	l.Close()
+	if r := sound(t, path, path+".1"); r.Lines != 10 || !r.Closed {
+		t.Errorf("got %+v", r)
+	}
+}
+
+// descriptors counts what this process has open below dir.
+func descriptors(t *testing.T, dir string) (n int) {
+	t.Helper()
+	const open = "/proc/self/fd"
+	all, err := os.ReadDir(open)
+	if err != nil {
+		t.Skip(err)
+	}
+	for _, fd := range all {
+		if to, err := os.Readlink(filepath.Join(open, fd.Name())); err == nil && strings.HasPrefix(to, dir+"/") {
+			n++
+		}
+	}
+	return n
+}
+
 // TestRotateByAge also counts the age of a file from before a restart.
 func TestRotateByAge(t *testing.T) {
 	t.Parallel()

@@ -55,7 +55,7 @@ type Line struct {
 	Attempts int `json:"attempts" kinds:"outcome"`
 	// Reset is whether the call ended without a whole answer.
 	Reset bool `json:"reset" kinds:"outcome"`
-	// Left is whether the caller's side ended it so.
+	// Left is whether the caller's side ended it so; taken for granted with `outcomes: response_headers`, which cannot say.
 	Left bool `json:"left" kinds:"outcome"`
 	// Duration is how long the decision took, or the whole call, in seconds.
 	Duration float64 `json:"duration" kinds:"decision outcome"`

@@ -405,16 +405,19 @@ func (w *writer) tend() {
 func (w *writer) reopen() {
 	old := *w.file
 	was, err := w.file.open(readable(w.seal))
-	if err == nil && was.last.seq > 0 && was.after == "" {
-		_ = w.file.f.Close()
-		err = fmt.Errorf("audit.file: %s was replaced by another log; move that away", w.file.path)
-	}
 	opened := *w.file
 	*w.file = old
-	if err == nil {
+	if err != nil {
+		w.rotationFailed(err)
+		return
+	}
+	if was.last.seq > 0 && was.after == "" {
+		err = fmt.Errorf("audit.file: %s was replaced by another log; move that away", w.file.path)
+	} else {
 		err = w.note(noteEnd(w.log.cfg.Now(), true), w.seal)
 	}
 	if err != nil {
+		_ = opened.f.Close() // or each try would leave one open
 		w.rotationFailed(err)
 		return
 	}

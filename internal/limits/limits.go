@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
-	"golang.org/x/time/rate"
 
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/extproc"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
@@ -61,7 +60,7 @@ type Plan struct {
 // rule is one limit as it is counted.
 type rule struct {
 	policy.LimitRule
-	limit rate.Limit
+	limit float64 // tokens in a second
 	burst int
 	// plan numbers the policies: a bucket takes its limit from the newest, as of
 	// the time since when it is in force.
@@ -93,7 +92,7 @@ func (l *Limits) Build(set *policy.Set) (*Plan, error) {
 	for i := range set.Limits.Rules {
 		r := &rule{LimitRule: set.Limits.Rules[i], plan: l.count}
 		if r.Rate.Count > 0 {
-			r.limit, r.burst = rate.Limit(float64(r.Rate.Count)/r.Rate.Every.Seconds()), r.Burst
+			r.limit, r.burst = float64(r.Rate.Count)/r.Rate.Every.Seconds(), r.Burst
 		}
 		if r.refused = tallies[r.ID]; r.refused == nil {
 			r.refused = new(tally)
@@ -175,10 +174,10 @@ func (l *Limits) Admit(ctx context.Context, d *extproc.Decision) (policy.Reason,
 			a.count(r)
 		}
 	}
+	a.settle()
 	if a.by == nil {
 		return policy.Allowed, 0
 	}
-	a.giveBack()
 	a.by.refused.add(a.now)
 	if l.cfg.Limited != nil {
 		l.cfg.Limited(d.Upstream, a.by.Name)
@@ -258,13 +257,13 @@ func (a *attempt) refuse(r *rule, wait time.Duration) {
 	}
 }
 
-// giveBack undoes what was taken.
-func (a *attempt) giveBack() {
+// settle puts back what was taken when a rule refuses.
+func (a *attempt) settle() {
 	for i := range a.used {
-		a.few[i].giveBack()
+		a.few[i].settle(a.by != nil)
 	}
 	for i := range a.more {
-		a.more[i].giveBack()
+		a.more[i].settle(a.by != nil)
 	}
 }
 

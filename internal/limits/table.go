@@ -3,11 +3,8 @@ package limits
 import (
 	"encoding/binary"
 	"hash/maphash"
-	"math"
 	"sync"
 	"time"
-
-	"golang.org/x/time/rate"
 
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/extproc"
 )
@@ -41,25 +38,6 @@ type shard struct {
 	_          [32]byte // a cache line apart
 }
 
-// bucket is one token bucket. Its shard's lock guards it.
-type bucket struct {
-	*rate.Limiter
-	key        uint64
-	rule       string // its ID
-	plan       uint64
-	last       time.Time // of its newest event: its clock does not go back
-	prev, next *bucket   // nil when callers cannot make it up
-}
-
-// taken is what a request took of a bucket.
-type taken struct {
-	shard  *shard
-	bucket *bucket
-	plan   uint64
-	at     time.Time
-	what   rate.Reservation
-}
-
 func newTable(buckets int) *table {
 	t := &table{seed: maphash.MakeSeed()}
 	for i := range t.shards {
@@ -89,34 +67,16 @@ func (t *table) take(r *rule, d *extproc.Decision, tool []byte, n int, now time.
 	if b.plan < r.plan { // a call that began under an older policy changes nothing back
 		b.follow(r)
 	}
-	if now.Before(b.last) {
-		now = b.last
-	}
-	b.last = now
-	what := *b.ReserveN(now, n)
-	if !what.OK() {
-		return taken{}, 0, false
-	}
-	if wait := what.DelayFrom(now); wait > 0 {
-		what.CancelAt(now)
+	if wait, ok := b.take(float64(n), now); !ok {
 		return taken{}, wait, false
 	}
-	return taken{shard: s, bucket: b, plan: b.plan, at: now, what: what}, 0, true
-}
-
-// giveBack puts back what was taken. Under another limit than it was taken from
-// that could be too much, and is left.
-func (t *taken) giveBack() {
-	t.shard.mu.Lock()
-	defer t.shard.mu.Unlock()
-	if t.bucket.plan == t.plan {
-		t.what.CancelAt(t.at)
-	}
+	return taken{shard: s, bucket: b, n: float64(n), share: b.share, round: b.round}, 0, true
 }
 
 // add makes a bucket, full.
 func (s *shard) add(key uint64, r *rule, now time.Time) *bucket {
-	b := &bucket{Limiter: rate.NewLimiter(r.limit, r.burst), key: key, rule: r.ID, plan: r.plan, last: now}
+	most := float64(r.burst)
+	b := &bucket{limit: r.limit, burst: most, level: most, last: now, share: 1, key: key, rule: r.ID, plan: r.plan}
 	s.buckets[key] = b
 	return b
 }
@@ -140,10 +100,10 @@ func (s *shard) admit(key, shared uint64, r *rule, now time.Time) *bucket {
 	if crowd.plan < r.plan {
 		crowd.follow(r)
 	}
-	if gone := math.Ceil(float64(r.burst) - crowd.TokensAt(now)); gone > 0 {
-		b.AllowN(now, min(int(gone), r.burst))
-	} else {
+	if crowd.full(now) {
 		s.drop(crowd)
+	} else {
+		b.level = min(b.level, crowd.level)
 	}
 	return b
 }
@@ -156,20 +116,6 @@ func (s *shard) used(b *bucket) {
 	}
 }
 
-// follow takes the limit of a newer policy, from when that came into force.
-func (b *bucket) follow(r *rule) {
-	b.plan = r.plan
-	if b.last.Before(r.since) {
-		b.last = r.since
-	}
-	if b.Limit() != r.limit {
-		b.SetLimitAt(b.last, r.limit)
-	}
-	if b.Burst() != r.burst {
-		b.SetBurstAt(b.last, r.burst)
-	}
-}
-
 // forget drops a full bucket among those that were not used for the longest.
 // Those that it finds in use count as used, so that the next search goes on.
 func (s *shard) forget(now time.Time) bool {
@@ -178,7 +124,7 @@ func (s *shard) forget(now time.Time) bool {
 		if b == &s.chosen {
 			return false
 		}
-		if b.TokensAt(now) >= float64(b.Burst()) {
+		if b.full(now) {
 			s.drop(b)
 			return true
 		}

@@ -289,6 +289,52 @@ func TestOneCallerCannotSwitchOff(t *testing.T) {
 	}
 }
 
+// left tells of a call of upstream a that ended without an answer after that long,
+// nobody knows by whom: what outcomes by the headers of answers say of it.
+func (s *scene) left(after time.Duration) policy.Reason {
+	s.n++
+	d := &extproc.Decision{Upstream: "a", Caller: "ci", Attempt: 1, RequestID: fmt.Appendf(nil, "r-%d", s.n)}
+	d.Reason, _ = s.w.Admit(s.t.Context(), d)
+	s.w.Decided(d)
+	if d.Reason == policy.Allowed {
+		began := time.Now()
+		s.w.Ended(&extproc.Outcome{
+			Upstream: "a", Caller: "ci", Reason: "allowed", Decided: true, Attempts: 1, RequestID: string(d.RequestID),
+			Began: began.Add(-after), Took: after, Reset: true, Left: true,
+		})
+	}
+	return d.Reason
+}
+
+// TestCallersThatLeave: a call that its caller cancels says nothing about the
+// upstream, as a probe neither; one that was waited for in vain does.
+func TestCallersThatLeave(t *testing.T) {
+	t.Parallel()
+	play(t, twoUpstreams(rules(), keyed("ci")), func(s *scene) {
+		for range 50 {
+			s.left(100 * time.Millisecond)
+		}
+		s.want("")
+		for range 50 {
+			s.left(30 * time.Second)
+		}
+		s.want("firing errors a")
+		time.Sleep(40 * time.Second)
+		if got := s.left(100 * time.Millisecond); got != policy.Allowed {
+			t.Fatalf("want a probe let through, got %v", got)
+		}
+		if st := s.breaker(); st.State != watch.HalfOpen || st.Opened != 1 {
+			t.Errorf("want the next probe let through after one that was cancelled, got %+v", st)
+		}
+		if got := s.left(30 * time.Second); got != policy.Allowed {
+			t.Fatalf("want a probe let through, got %v", got)
+		}
+		if st := s.breaker(); st.State != watch.Open || st.Opened != 2 {
+			t.Errorf("want it open after a probe that was waited for in vain, got %+v", st)
+		}
+	})
+}
+
 // TestCallersAgree: two callers that see most of their calls fail are enough.
 func TestCallersAgree(t *testing.T) {
 	t.Parallel()
@@ -469,6 +515,64 @@ func TestSweep(t *testing.T) {
 		s.want("firing sweep thief; resolved sweep thief")
 		if got := s.tool("b", "thief", "t1"); got != policy.Allowed || len(s.w.Status().Throttles) != 0 {
 			t.Errorf("want it over, got %v, %+v", got, s.w.Status().Throttles)
+		}
+	})
+}
+
+// TestThrottlesTakeNothingOfEachOther: a caller that anybody may be is asked for
+// once, and who is refused by a throttle of its own costs others nothing.
+func TestThrottlesTakeNothingOfEachOther(t *testing.T) {
+	t.Parallel()
+	r := rules()
+	r.Errors.Do = policy.WatchResponse{Throttle: true}
+	r.Throttle.For = time.Hour
+	set := twoUpstreams(r, &policy.Caller{Name: "anyone", Any: true}, keyed("ci"), keyed("cron"))
+	set.Watch = &policy.Watch{Sweep: policy.SweepRule{Tools: 5, Window: time.Hour, Do: policy.WatchResponse{Throttle: true}}, Throttle: r.Throttle}
+	play(t, set, func(s *scene) {
+		for i := range 20 {
+			s.call("a", "ci", 500)
+			s.call("a", "cron", 500)
+			s.tool("b", "cron", fmt.Sprint("t", i))
+		}
+		s.want("")
+		if st := s.w.Status().Throttles; len(st) != 2 {
+			t.Fatalf("want the upstream and the sweeper throttled, got %+v", st)
+		}
+		for i := range 5 {
+			time.Sleep(time.Second)
+			if got := s.call("a", "anyone", 200); got != policy.Allowed {
+				t.Errorf("second %d: want one call in a second to pass, got %v", i+1, got)
+			}
+			if got := s.call("a", "anyone", 200); got != policy.RateLimited {
+				t.Errorf("second %d: want the next one refused, got %v", i+1, got)
+			}
+		}
+		for i := range 5 {
+			time.Sleep(time.Second)
+			if got := s.call("b", "cron", 200); got != policy.Allowed {
+				t.Errorf("second %d: b is not throttled, got %v", i+1, got)
+			}
+			for range 3 { // what it may is used up, at the other upstream
+				if got := s.call("a", "cron", 200); got != policy.RateLimited {
+					t.Errorf("second %d: want the sweeper refused, got %v", i+1, got)
+				}
+			}
+			if got := s.call("a", "ci", 200); got != policy.Allowed {
+				t.Errorf("second %d: want others served, got %v", i+1, got)
+			}
+			if got := s.call("a", "cron", 200); got != policy.RateLimited {
+				t.Errorf("second %d: want the sweeper refused, got %v", i+1, got)
+			}
+		}
+		time.Sleep(time.Second)
+		if got := s.call("a", "ci", 200); got != policy.Allowed {
+			t.Errorf("want others served, got %v", got)
+		}
+		if got := s.call("a", "cron", 200); got != policy.RateLimited {
+			t.Errorf("want the upstream's throttle to hold, got %v", got)
+		}
+		if got := s.call("b", "cron", 200); got != policy.Allowed {
+			t.Errorf("want what the upstream's throttle refused to cost a caller nothing, got %v", got)
 		}
 	})
 }

@@ -2,6 +2,7 @@ package watch
 
 import (
 	"maps"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -30,34 +31,54 @@ type throttle struct {
 // throttles are those in force. The map is replaced, never changed.
 type throttles struct {
 	m atomic.Pointer[map[target]*throttle]
+	// taking is held from looking at the throttles of a call until they are taken from.
+	taking sync.Mutex
 }
 
-// admit asks all throttles that a call falls under.
+// admit asks all throttles that a call falls under. It takes of all or of none, so
+// that who is refused by one costs those nothing who are under another.
 func (t *throttles) admit(now time.Time, upstream string, who uint64) time.Duration {
 	m := t.m.Load()
 	if m == nil || len(*m) == 0 {
 		return 0
 	}
+	about := [...]*throttle{(*m)[target{upstream, 0}], nil, nil}
+	if who != 0 {
+		about[1], about[2] = (*m)[target{"", who}], (*m)[target{upstream, who}]
+	}
+	if about == [len(about)]*throttle{} {
+		return 0
+	}
+	t.taking.Lock()
+	defer t.taking.Unlock()
 	var wait time.Duration
-	for _, at := range [...]target{{upstream, 0}, {"", who}, {upstream, who}} {
-		if th := (*m)[at]; th != nil && at != (target{}) {
-			wait = max(wait, th.take(now))
+	for _, th := range about {
+		wait = max(wait, th.wait(now))
+	}
+	for _, th := range about {
+		if wait == 0 && th.on(now) {
+			th.limit.AllowN(now, 1)
 		}
 	}
 	return wait
 }
 
-// take returns 0 when a call may pass, else when the next one may.
-func (th *throttle) take(now time.Time) time.Duration {
-	if now.UnixNano() >= th.until.Load() {
+// on reports whether it is there and not over.
+func (th *throttle) on(now time.Time) bool {
+	return th != nil && now.UnixNano() < th.until.Load()
+}
+
+// wait returns 0 when a call may pass, else when the next one may. It takes nothing.
+func (th *throttle) wait(now time.Time) time.Duration {
+	if !th.on(now) {
 		return 0
 	}
-	r := th.limit.ReserveN(now, 1)
-	wait := r.DelayFrom(now)
-	if wait > 0 {
-		r.CancelAt(now)
-		th.refused.Add(1)
+	lacks := 1 - th.limit.TokensAt(now)
+	wait := time.Duration(lacks / float64(th.limit.Limit()) * float64(time.Second))
+	if wait <= 0 {
+		return 0
 	}
+	th.refused.Add(1)
 	return wait
 }
 

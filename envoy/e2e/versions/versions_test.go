@@ -54,6 +54,8 @@ func promises() []promise {
 		{"tools by Envoy's `mcp` filter", "TestToolsByFilter"},
 		{"callers by certificate and by token", "TestA1_CallersByToken TestCallersByTokenAndCertificate TestA3_UpstreamsOwnChallenge"},
 		{"outcomes and sessions by the access log", "TestA11_SessionOfAnother TestO4_WithoutARetry"},
+		{"what Envoy Gateway 1.9 makes of our objects, with patches and without", "TestGateway_"},
+		{"what Istio makes of our objects", "TestIstio_"},
 	}
 }
 

@@ -1,5 +1,6 @@
+{{/* Not cut: Helm takes 53 characters at most, and two releases must not have one name. */}}
 {{- define "mcp.name" -}}
-{{- .Release.Name | trunc 52 | trimSuffix "-" -}}
+{{- .Release.Name -}}
 {{- end }}
 
 {{- define "mcp.selector" -}}
