@@ -18,7 +18,7 @@ PARTS += && HELM="$$(tools/build helm)" && KUBECONFORM="$$(tools/build kubeconfo
 PARTS += && DOCKERFILE="$$(tools/build dockerfile)" && export DOCKERFILE
 PARTS += && PROMTOOL="$$(tools/install promtool)" && export PROMTOOL
 PARTS += && CHROMIUM="$$(tools/install chromium)" && export CHROMIUM
-GOTESTSUM = $(TOOL) gotestsum --format pkgname -- -race -count=1 -timeout 20m -p $(P)
+GOTESTSUM = $(TOOL) gotestsum --format pkgname -- -race -count=1 -timeout 30m -p $(P)
 GOTEST = $(PARTS) && $(GOTESTSUM)
 
 GORELEASER = PATH="$$(dirname "$$(tools/build cyclonedx-gomod)"):$$PATH" "$$(tools/build goreleaser)"
