@@ -71,6 +71,21 @@ func (f *fake) of(name string) int {
 	return f.by["https://"+name]
 }
 
+// pass waits for d, and no longer than ctx lives. It sets no timer that is due at
+// once: several of a bubble's goroutines that read one at the same time crash the
+// race detector (golang/go#78156).
+func pass(ctx context.Context, d time.Duration) error {
+	if d <= 0 {
+		return ctx.Err()
+	}
+	select {
+	case <-time.After(d):
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
 func (f *fake) RoundTrip(r *http.Request) (*http.Response, error) {
 	raw, _ := io.ReadAll(r.Body)
 	form, _ := url.ParseQuery(string(raw))
@@ -97,12 +112,7 @@ func (f *fake) RoundTrip(r *http.Request) (*http.Response, error) {
 	if hang {
 		latency = time.Hour
 	}
-	var err error
-	select {
-	case <-time.After(latency):
-	case <-r.Context().Done():
-		err = r.Context().Err()
-	}
+	err := pass(r.Context(), latency)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.running[resource]--

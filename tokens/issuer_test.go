@@ -74,10 +74,8 @@ func (i *issuer) RoundTrip(r *http.Request) (*http.Response, error) {
 	if hang {
 		latency = time.Hour
 	}
-	select {
-	case <-time.After(latency):
-	case <-r.Context().Done():
-		return nil, r.Context().Err()
+	if err := pass(r.Context(), latency); err != nil {
+		return nil, err
 	}
 	i.mu.Lock()
 	defer i.mu.Unlock()

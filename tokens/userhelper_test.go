@@ -84,12 +84,7 @@ func (f *userAS) RoundTrip(r *http.Request) (*http.Response, error) {
 		latency = time.Hour
 	}
 	f.mu.Unlock()
-	var err error
-	select {
-	case <-time.After(latency):
-	case <-r.Context().Done():
-		err = r.Context().Err()
-	}
+	err := pass(r.Context(), latency)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.running[subject]--
