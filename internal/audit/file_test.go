@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -313,6 +314,25 @@ func TestRotateByAge(t *testing.T) {
 	l.Close()
 	if r := sound(t, all(path)...); r.First == 1 {
 		t.Errorf("got %+v", r)
+	}
+}
+
+// TestToldMeansNotBusy: whoever was told that its line is written finds the writer free
+// for the next one, however much time goes by in between.
+func TestToldMeansNotBusy(t *testing.T) {
+	t.Parallel()
+	var past atomic.Int64
+	l := New(Config{Now: func() time.Time { return time.Unix(past.Load(), 0) }, Log: zerolog.Nop()})
+	l.patience, l.strictPatience = 20*time.Second, 20*time.Second
+	t.Cleanup(l.Close)
+	spec := fileSpec(filepath.Join(t.TempDir(), "audit.jsonl"))
+	spec.Age = 1000 * time.Hour
+	commit(t, l, spec)
+	for i := range 2000 {
+		if err := l.Record(decision(i)); err != nil {
+			t.Fatalf("call %d: %v", i, err)
+		}
+		past.Add(60)
 	}
 }
 

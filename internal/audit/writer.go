@@ -86,13 +86,8 @@ func (w *writer) flush() {
 
 // write writes a batch, at most size bytes with their ends.
 func (w *writer) write(batch []*entry, size int) {
-	w.log.busy.Store(w.log.since())
-	defer w.log.busy.Store(0)
 	batch = w.wanted(batch)
-	err := w.prepare(size)
-	if err == nil {
-		err = w.put(batch)
-	}
+	err := w.attempt(batch, size)
 	w.report(err)
 	now := w.log.cfg.Now()
 	for _, e := range batch {
@@ -110,6 +105,17 @@ func (w *writer) write(batch []*entry, size int) {
 			w.log.free(e)
 		}
 	}
+}
+
+// attempt is the part of write that waits for the disk. It is over before anybody is
+// told, so that whoever was can submit the next line to a writer that is not busy.
+func (w *writer) attempt(batch []*entry, size int) error {
+	w.log.busy.Store(w.log.since())
+	defer w.log.busy.Store(0)
+	if err := w.prepare(size); err != nil {
+		return err
+	}
+	return w.put(batch)
 }
 
 // wanted takes those for which nobody has given up waiting.
