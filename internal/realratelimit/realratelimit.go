@@ -16,7 +16,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"syscall"
 	"time"
 
 	"google.golang.org/grpc"
@@ -24,6 +23,7 @@ import (
 	"google.golang.org/grpc/health/grpc_health_v1"
 
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/cached"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/realprocess"
 )
 
 // ErrNotFound is returned by Find when the service is not on this machine.
@@ -63,9 +63,9 @@ type Service struct {
 	Log string
 
 	cfg   Config
-	other [2]string // ports of its HTTP and debug listeners
-	cmd   *exec.Cmd
-	done  chan struct{}
+	addrs []string // of its gRPC, HTTP and debug listeners
+
+	*realprocess.Process
 }
 
 // Start runs the service and returns when it is healthy. The context bounds only the wait.
@@ -84,19 +84,11 @@ func Start(ctx context.Context, cfg Config) (*Service, error) {
 	if err := os.WriteFile(filepath.Join(config, "config.yaml"), []byte(cfg.Limits), 0o600); err != nil {
 		return nil, err
 	}
-	s := &Service{Log: filepath.Join(cfg.Dir, "ratelimit.log"), cfg: cfg}
-	// Another process may take a port in between; then the service says so and ends.
-	for _, addr := range []*string{&s.Addr, &s.other[0], &s.other[1]} {
-		l, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
-		if err != nil {
-			return nil, err
-		}
-		defer l.Close() //nolint:errcheck // it only kept the others from taking this port
-		*addr = l.Addr().String()
-		if err := l.Close(); err != nil {
-			return nil, err
-		}
+	addrs, err := realprocess.Addresses(ctx, 3)
+	if err != nil {
+		return nil, err
 	}
+	s := &Service{Addr: addrs[0], addrs: addrs, Log: filepath.Join(cfg.Dir, "ratelimit.log"), cfg: cfg}
 	return s, s.Restart(ctx)
 }
 
@@ -111,16 +103,10 @@ func (s *Service) Restart(ctx context.Context) error {
 	cmd := exec.Command(s.cfg.Binary) //nolint:gosec,noctx // as above; the binary is Find's
 	cmd.Env = s.env()
 	cmd.Stdout, cmd.Stderr = log, log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := cmd.Start(); err != nil {
+	if s.Process, err = realprocess.Start("the rate limit service", cmd); err != nil {
 		return err
 	}
-	s.cmd, s.done = cmd, make(chan struct{})
-	go func(done chan struct{}) {
-		_ = cmd.Wait()
-		close(done)
-	}(s.done)
-	if err := s.ready(ctx); err != nil {
+	if err := s.Ready(ctx, 20*time.Second, s.healthy); err != nil {
 		s.Stop()
 		said, _ := os.ReadFile(s.Log)
 		return fmt.Errorf("%w\n%s", err, said)
@@ -136,29 +122,10 @@ func (s *Service) env() []string {
 		"REDIS_SOCKET_TYPE=tcp", "REDIS_URL=" + s.cfg.Redis, "USE_STATSD=false", "LOG_LEVEL=warn",
 	}
 	for i, prefix := range []string{"GRPC_", "", "DEBUG_"} {
-		host, port, _ := net.SplitHostPort([]string{s.Addr, s.other[0], s.other[1]}[i])
+		host, port, _ := net.SplitHostPort(s.addrs[i])
 		env = append(env, prefix+"HOST="+host, prefix+"PORT="+port)
 	}
 	return env
-}
-
-func (s *Service) ready(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
-	defer cancel()
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		select {
-		case <-s.done:
-			return errors.New("the rate limit service ended before it was ready")
-		case <-ctx.Done():
-			return fmt.Errorf("the rate limit service is not ready: %w", ctx.Err())
-		case <-tick.C:
-		}
-		if s.healthy(ctx) {
-			return nil
-		}
-	}
 }
 
 // healthy asks on a connection of its own: gRPC would wait between two tries.
@@ -170,33 +137,4 @@ func (s *Service) healthy(ctx context.Context) bool {
 	defer conn.Close() //nolint:errcheck // nothing is left to lose
 	answer, err := grpc_health_v1.NewHealthClient(conn).Check(ctx, &grpc_health_v1.HealthCheckRequest{})
 	return err == nil && answer.GetStatus() == grpc_health_v1.HealthCheckResponse_SERVING
-}
-
-// Pause stops the process, so that it accepts connections and answers nothing. It
-// returns when that is so: a busy machine may let it go on for a while.
-func (s *Service) Pause() error {
-	if err := s.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
-		return err
-	}
-	for {
-		var status syscall.WaitStatus
-		switch _, err := syscall.Wait4(s.cmd.Process.Pid, &status, syscall.WUNTRACED, nil); {
-		case errors.Is(err, syscall.EINTR):
-		case err != nil:
-			return err
-		case !status.Stopped():
-			return errors.New("the rate limit service ended")
-		default:
-			return nil
-		}
-	}
-}
-
-// Continue ends Pause.
-func (s *Service) Continue() error { return s.cmd.Process.Signal(syscall.SIGCONT) }
-
-// Stop ends the process at once, paused or not. It may be called twice.
-func (s *Service) Stop() {
-	_ = s.cmd.Process.Kill()
-	<-s.done
 }

@@ -16,13 +16,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
-	"syscall"
 	"time"
 
 	"github.com/redis/go-redis/v9"
 	"github.com/redis/go-redis/v9/logging"
 
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/cached"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/realprocess"
 )
 
 // ErrNotFound is returned by Find when there is no redis-server on this machine.
@@ -62,12 +62,10 @@ type Redis struct {
 	Addr string
 	// Log is the path of its log.
 	Log string
-	// PID is its process.
-	PID int
 
-	cfg  Config
-	cmd  *exec.Cmd
-	done chan struct{}
+	cfg Config
+
+	*realprocess.Process
 }
 
 // Start runs redis-server and returns when it answers. The context bounds only the wait.
@@ -80,16 +78,11 @@ func Start(ctx context.Context, cfg Config) (*Redis, error) {
 		cfg.Binary = found
 	}
 	logging.Disable() // of what the client below thinks of a server that is not up yet
-	// Another process may take the port in between; then Redis says so and ends.
-	l, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
+	addrs, err := realprocess.Addresses(ctx, 1)
 	if err != nil {
 		return nil, err
 	}
-	addr := l.Addr().String()
-	if err := l.Close(); err != nil {
-		return nil, err
-	}
-	r := &Redis{Addr: addr, Log: filepath.Join(cfg.Dir, "redis.log"), cfg: cfg}
+	r := &Redis{Addr: addrs[0], Log: filepath.Join(cfg.Dir, "redis.log"), cfg: cfg}
 	return r, r.start(ctx)
 }
 
@@ -113,15 +106,9 @@ func (r *Redis) start(ctx context.Context) error {
 	}
 	// Not CommandContext: the process outlives the wait that ctx bounds.
 	cmd := exec.Command(r.cfg.Binary, append(args, r.cfg.Args...)...) //nolint:gosec,noctx // as above; the binary is Find's
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := cmd.Start(); err != nil {
+	if r.Process, err = realprocess.Start("redis-server", cmd); err != nil {
 		return err
 	}
-	r.cmd, r.PID, r.done = cmd, cmd.Process.Pid, make(chan struct{})
-	go func(done chan struct{}) {
-		_ = cmd.Wait()
-		close(done)
-	}(r.done)
 	if err := r.ready(ctx); err != nil {
 		r.Stop()
 		log, _ := os.ReadFile(r.Log)
@@ -131,24 +118,9 @@ func (r *Redis) start(ctx context.Context) error {
 }
 
 func (r *Redis) ready(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
-	defer cancel()
 	db := r.Client()
 	defer db.Close() //nolint:errcheck // nothing is left to lose
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		select {
-		case <-r.done:
-			return errors.New("redis-server ended before it was ready")
-		case <-ctx.Done():
-			return fmt.Errorf("redis-server is not ready: %w", ctx.Err())
-		case <-tick.C:
-		}
-		if db.Ping(ctx).Err() == nil {
-			return nil
-		}
-	}
+	return r.Ready(ctx, 15*time.Second, func(ctx context.Context) bool { return db.Ping(ctx).Err() == nil })
 }
 
 // Client returns a client with the password; close it.
@@ -161,18 +133,6 @@ func (r *Redis) Socket() string { return filepath.Join(r.cfg.Dir, "redis.sock") 
 
 // URL is its address as a policy names it.
 func (r *Redis) URL() string { return "redis://" + r.Addr }
-
-// Pause stops the process, so that it accepts connections and answers nothing.
-func (r *Redis) Pause() error { return r.cmd.Process.Signal(syscall.SIGSTOP) }
-
-// Continue ends Pause.
-func (r *Redis) Continue() error { return r.cmd.Process.Signal(syscall.SIGCONT) }
-
-// Stop ends the process at once, and paused or not. It may be called twice.
-func (r *Redis) Stop() {
-	_ = r.cmd.Process.Kill()
-	<-r.done
-}
 
 // Set changes a setting of the running server.
 func (r *Redis) Set(ctx context.Context, name string, value int) error {

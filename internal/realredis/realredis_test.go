@@ -32,13 +32,13 @@ func TestStartPauseRestartStop(t *testing.T) {
 	if err := r.Continue(); err != nil || answers() != nil {
 		t.Errorf("continued: want an answer; %v", err)
 	}
-	before := r.PID
+	before := r.PID()
 	r.Stop()
 	r.Stop()
 	if err := syscall.Kill(before, 0); !errors.Is(err, syscall.ESRCH) {
 		t.Errorf("want no process %d, got %v", before, err)
 	}
-	if err := r.Restart(t.Context()); err != nil || r.PID == before {
+	if err := r.Restart(t.Context()); err != nil || r.PID() == before {
 		t.Errorf("restarted: %v", err)
 	}
 }
