@@ -71,7 +71,8 @@ func (c *Change) Commit() {
 // change is Commit, on the writer's goroutine.
 func (w *writer) change(c *Change) {
 	old, before := w.spec, ""
-	if old != nil && (c.spec == nil || old.File != c.spec.File) {
+	// A file is let go of too while there is no key to go on with in it.
+	if old != nil && (c.spec == nil || old.File != c.spec.File || c.seal == nil && w.file != nil) {
 		before = old.File
 		w.finish(c.spec != nil)
 	}
@@ -87,6 +88,7 @@ func (w *writer) change(c *Change) {
 		w.use(c.file, c.was, before)
 	case c.seal == nil:
 		w.seal = nil // open gets it, once it is there
+	case w.seal == nil && c.spec.File != "": // open gets the file, and the key of this policy
 	case w.seal == nil:
 		w.seal, w.key = c.seal, c.key
 		w.notes = append(w.notes, noteStart(w.log.cfg.Now(), before))

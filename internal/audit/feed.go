@@ -70,7 +70,7 @@ func (l *Log) newFeeds(spec *policy.Audit) ([]*feed, error) {
 		feeds = append(feeds, l.newFeed(sinkStdout, stream{l.cfg.Stdout}, 0))
 	}
 	if spec.Syslog.Address != "" {
-		feeds = append(feeds, l.newFeed(sinkSyslog, &syslogServer{spec: spec.Syslog}, 0))
+		feeds = append(feeds, l.newFeed(sinkSyslog, &syslogServer{spec: spec.Syslog, now: l.cfg.Now}, 0))
 	}
 	return feeds, nil
 }
@@ -125,6 +125,10 @@ func (f *feed) gather(b []byte) []byte {
 
 func (f *feed) deliver(b []byte) {
 	defer f.waiting.Add(-int64(len(b)))
+	if f.ctx.Err() != nil { // its time is over, and the policy may name another place
+		f.log.counts.dropped[f.sink].Add(uint64(bytes.Count(b, []byte{'\n'}))) //nolint:gosec // a count
+		return
+	}
 	lines := bytes.SplitAfter(b, []byte{'\n'})
 	lines = lines[:len(lines)-1]
 	n, err := f.to.send(f.ctx, lines)

@@ -2,6 +2,7 @@ package audit
 
 import (
 	"bufio"
+	"bytes"
 	"compress/gzip"
 	"io"
 	"net"
@@ -217,6 +218,32 @@ func syslogd(t *testing.T, network, address string, got chan<- string) string {
 		}
 	}()
 	return c.LocalAddr().String()
+}
+
+// TestSyslogThatDoesNotRead: a server whose window is full holds neither the feed that
+// was let go of nor what waits in it, and is sent none of that later.
+func TestSyslogThatDoesNotRead(t *testing.T) {
+	t.Parallel()
+	server, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close() //nolint:errcheck // it accepts nothing
+	l := newLog(t)
+	f := l.newFeed(sinkSyslog, &syslogServer{now: time.Now, spec: policy.AuditSyslog{Address: "tcp://" + server.Addr().String(), Facility: "user", Tag: "mcp"}}, 0)
+	line := append(bytes.Repeat([]byte{'x'}, 1<<20), '\n')
+	for range 7 {
+		f.offer(line, 1)
+	}
+	f.close()
+	select {
+	case <-f.ended:
+	case <-time.After(30 * time.Second):
+		t.Fatal("the feed goes on")
+	}
+	if dropped, waiting := l.Status().Dropped["syslog"], f.waiting.Load(); dropped == 0 || waiting != 0 {
+		t.Errorf("want what was not sent counted, and nothing kept, got %d lines dropped and %d bytes waiting", dropped, waiting)
+	}
 }
 
 // TestO10_StuckReaderOfStdout: nobody reads standard output, and no call waits for that.

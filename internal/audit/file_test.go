@@ -479,6 +479,93 @@ func TestKeyChanges(t *testing.T) {
 	}
 }
 
+// TestKeyComesLater: a reload names a key that its store has not given yet. The file
+// stays as it was, whatever happens to it meanwhile, and lines go on in one of their own
+// when there is a key.
+func TestKeyComesLater(t *testing.T) {
+	t.Parallel()
+	later := policy.SecretRef{Kind: policy.SecretVault, Name: "later"}
+	good := policy.SecretRef{Kind: policy.SecretVault, Name: "good"}
+	first, second := strings.Repeat("1", 32), strings.Repeat("2", 32)
+	for name, tc := range map[string]struct {
+		before  policy.SecretRef
+		happens func(t *testing.T, l *Log, path string)
+		keys    held
+		with    []string // keys of the files
+	}{
+		"the key comes": {good, func(_ *testing.T, l *Log, _ string) {
+			l.do(func() { l.cfg.Secrets.(held)[later] = second })
+		}, held{good: first}, []string{first, second}},
+		"there was none before": {policy.SecretRef{}, func(_ *testing.T, l *Log, _ string) {
+			l.do(func() { l.cfg.Secrets.(held)[later] = second })
+		}, held{}, []string{"", second}},
+		"the next reload names one that is there": {policy.SecretRef{}, func(t *testing.T, l *Log, path string) {
+			t.Helper()
+			commit(t, l, keyedSpec(path, good))
+		}, held{good: first}, []string{"", first}},
+		"the next reload names none": {good, func(t *testing.T, l *Log, path string) {
+			t.Helper()
+			commit(t, l, fileSpec(path))
+		}, held{good: first}, []string{first, ""}},
+		"the file grows old": {good, func(_ *testing.T, l *Log, _ string) {
+			l.do(func() {
+				if l.writer.file != nil {
+					l.writer.file.born = time.Time{}
+				}
+				l.writer.tend()
+				l.cfg.Secrets.(held)[later] = second
+			})
+		}, held{good: first}, []string{first, second}},
+		"another program moves it": {good, func(t *testing.T, l *Log, path string) {
+			t.Helper()
+			if err := os.Rename(path, asideName(path, 1, time.Now())); err != nil {
+				t.Fatal(err)
+			}
+			l.do(func() { l.writer.tend(); l.cfg.Secrets.(held)[later] = second })
+		}, held{good: first}, []string{first, second}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			path := filepath.Join(t.TempDir(), "audit.jsonl")
+			l := newLog(t)
+			l.cfg.Secrets = tc.keys
+			commit(t, l, keyedSpec(path, tc.before))
+			record(t, l, 2)
+			commit(t, l, keyedSpec(path, later))
+			if err := l.Record(decision(0)); err == nil {
+				t.Error("want an error while the key is not there")
+			}
+			tc.happens(t, l, path)
+			record(t, l, 2)
+			l.Close()
+			files := all(path)
+			if len(files) != len(tc.with) {
+				t.Fatalf("want %d files, got %q", len(tc.with), files)
+			}
+			for i, key := range tc.with {
+				cfg := VerifyConfig{}
+				if key != "" {
+					cfg.Keys = [][]byte{[]byte(key)}
+				}
+				if r := verified(t, cfg, files[i]); !r.OK {
+					t.Errorf("file %d: %v", i, r.Broken)
+				}
+			}
+			if tc.with[0] != "" && tc.with[1] != "" {
+				if r := verified(t, VerifyConfig{Keys: [][]byte{[]byte(first), []byte(second)}}, files...); !r.OK || r.Dropped != 1 {
+					t.Errorf("got %+v, %v", r, r.Broken)
+				}
+			}
+		})
+	}
+}
+
+func keyedSpec(path string, key policy.SecretRef) *policy.Audit {
+	spec := fileSpec(path)
+	spec.Key = key
+	return spec
+}
+
 // slowPipe takes a line when it is told to.
 type slowPipe struct {
 	buffer
