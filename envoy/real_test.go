@@ -32,6 +32,7 @@ import (
 
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/envoy"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/realenvoy"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/realprocess"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
 )
 
@@ -215,12 +216,11 @@ func serve(t *testing.T, network, addr string, s *script, opt ...grpc.ServerOpti
 // free returns a loopback address that was free a moment ago.
 func free(t *testing.T) string {
 	t.Helper()
-	ln, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	address, err := realprocess.Address(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer ln.Close() //nolint:errcheck // only its address was wanted
-	return ln.Addr().String()
+	return address
 }
 
 type reply struct {

@@ -108,6 +108,7 @@ func TestGateRefuses(t *testing.T) {
 func TestGateIsAskedOnce(t *testing.T) {
 	r, gate := newRig(t), &recorder{reason: policy.Allowed}
 	r.cfg.Gate = gate
+	r.hurry(t)
 	begin := time.Now()
 	r.judged(t, post(named()...), callOf("ticket_new"))
 	got := gate.take()

@@ -112,7 +112,7 @@ func TestRefusals(t *testing.T) {
 		},
 		{
 			name: "token endpoint hangs", upstream: []string{"a"}, req: headersRequest(nil, nil),
-			prepare: func(r *rig) { r.auth.hang.Store(true) }, want: policy.TokenUnavailable, retry: true,
+			prepare: func(r *rig) { r.hurry(t); r.auth.hang.Store(true) }, want: policy.TokenUnavailable, retry: true,
 		},
 		{
 			name: "token endpoint refuses us", upstream: []string{"a"}, req: headersRequest(nil, nil),
@@ -286,6 +286,7 @@ func TestE10ResponsePhasesAreAcknowledged(t *testing.T) {
 
 func TestDeadlineIsTheServersNotTheTokenEndpoints(t *testing.T) {
 	r := newRig(t)
+	r.hurry(t)
 	r.auth.hang.Store(true)
 	start := time.Now()
 	checkRefusal(t, r.call(t, "a", headersRequest(nil, nil)), policy.TokenUnavailable, true)

@@ -56,13 +56,15 @@ type FleetConfig struct {
 	Observe func(result string)
 	// Up is told when the server becomes usable or unusable. It may be nil.
 	Up func(up bool)
+	// Patience is how long a call waits for the server. Zero means 20 ms.
+	Patience time.Duration
 }
 
 // Fleet is the cache that replicas share: a Redis or Valkey server. What is
 // stored there is sealed and bound to its place, so that who owns the server can
 // neither read a token nor pass one off for another. Nothing depends on it:
 // without it each replica fetches for itself, and no call waits for it longer
-// than 20 ms. Its methods may be called from any goroutine.
+// than Patience. Its methods may be called from any goroutine.
 type Fleet struct {
 	cfg    FleetConfig
 	db     *redis.Client
@@ -70,28 +72,19 @@ type Fleet struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 	link   *link
-	// patience is lookPatience, but in tests on busy machines.
 	patience time.Duration
 }
 
 // NewFleet starts connecting and returns at once: a server that is down is no
 // error. One that can never be reached as it is written is.
 func NewFleet(cfg FleetConfig) (*Fleet, error) {
-	f, err := newFleet(cfg, lookPatience)
+	f := &Fleet{cfg: cfg, link: newLink(cfg.Now()), patience: cmp.Or(cfg.Patience, lookPatience)}
+	opts, err := f.options()
 	if err != nil {
 		return nil, fmt.Errorf("shared_cache: %w", err)
 	}
-	return f, nil
-}
-
-func newFleet(cfg FleetConfig, patience time.Duration) (*Fleet, error) {
-	f := &Fleet{cfg: cfg, link: newLink(cfg.Now()), patience: patience}
-	opts, err := f.options()
-	if err != nil {
-		return nil, err
-	}
 	if _, err := f.secret(); errors.Is(err, errShortKey) {
-		return nil, fmt.Errorf("key: %w", err)
+		return nil, fmt.Errorf("shared_cache: key: %w", err)
 	}
 	// It would write its own lines to stderr, with the words of whoever answers.
 	logging.Disable()

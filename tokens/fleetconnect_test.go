@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/realprocess"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/realredis"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
 )
@@ -74,9 +75,7 @@ func TestFleetTLS(t *testing.T) {
 	pem := inPEM("CERTIFICATE", must(x509.CreateCertificate(rand.Reader, cert, cert, key.Public(), key)))
 	write(t, filepath.Join(dir, "cert.pem"), pem)
 	write(t, filepath.Join(dir, "key.pem"), inPEM("PRIVATE KEY", must(x509.MarshalPKCS8PrivateKey(key))))
-	free := must(new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0"))
-	address := free.Addr().String()
-	noErr(t, free.Close())
+	address := must(realprocess.Address(t.Context()))
 	startRedis(t, realredis.Config{Args: []string{
 		"--tls-port", fmt.Sprint(must(net.ResolveTCPAddr("tcp", address)).Port), "--tls-auth-clients", "no",
 		"--tls-cert-file", filepath.Join(dir, "cert.pem"), "--tls-key-file", filepath.Join(dir, "key.pem"),

@@ -47,12 +47,10 @@ func TestO6_TheServerFails(t *testing.T) {
 			func(t *testing.T, r *realredis.Redis) { t.Helper(); noErr(t, r.Pause()) },
 			func(t *testing.T, r *realredis.Redis) { t.Helper(); noErr(t, r.Continue()) }, "timeout",
 		},
-		"DEBUG SLEEP 5": {
+		"CLIENT PAUSE 5 s": {
 			func(t *testing.T, r *realredis.Redis) {
 				t.Helper()
-				db := raw(t, r)
-				go func() { _ = db.Do(context.Background(), "DEBUG", "SLEEP", "5").Err() }()
-				time.Sleep(50 * time.Millisecond)
+				noErr(t, raw(t, r).Do(t.Context(), "CLIENT", "PAUSE", "5000", "ALL").Err())
 			}, nil, "timeout",
 		},
 		"stopped": {
@@ -221,9 +219,9 @@ func TestO6_Secrets(t *testing.T) {
 	settled(t, raw(t, r), 2)
 	b.secrets.put("KEY", fleetKey)
 	eventually(t, "up", b.state("up"))
-	if _, err := newFleet(FleetConfig{
+	if _, err := NewFleet(FleetConfig{
 		Spec: policy.SharedCache{Redis: r.URL(), Key: named("KEY")}, Secrets: &vault{values: map[string]string{"KEY": "too short"}}, Now: time.Now,
-	}, busy); err == nil {
+	}); err == nil {
 		t.Error("want an error for a short key")
 	}
 }

@@ -82,7 +82,7 @@ func enlist(tb testing.TB, address string, patience time.Duration, change func(*
 	cfg := Config{Secrets: r.secrets, Now: time.Now, Log: log}
 	fcfg := FleetConfig{
 		Spec:    policy.SharedCache{Redis: address, Key: named("KEY"), Prefix: "mcp"},
-		Secrets: r.secrets, Now: time.Now, Log: log,
+		Secrets: r.secrets, Now: time.Now, Log: log, Patience: patience,
 		Observe: func(result string) {
 			r.mu.Lock()
 			defer r.mu.Unlock()
@@ -92,7 +92,7 @@ func enlist(tb testing.TB, address string, patience time.Duration, change func(*
 	if change != nil {
 		change(&cfg, &fcfg)
 	}
-	f, err := newFleet(fcfg, patience)
+	f, err := NewFleet(fcfg)
 	if err != nil {
 		tb.Fatal(err)
 	}

@@ -21,6 +21,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health/grpc_health_v1"
 
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/realprocess"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
 )
 
@@ -134,13 +135,11 @@ func (r *running) until(t *testing.T, path, want string) {
 
 func freeAddress(t *testing.T) string {
 	t.Helper()
-	var lc net.ListenConfig
-	l, err := lc.Listen(t.Context(), "tcp", "127.0.0.1:0")
+	address, err := realprocess.Address(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close() //nolint:errcheck // only its address is wanted
-	return l.Addr().String()
+	return address
 }
 
 func servePolicy(socket, admin, auth string) string {
@@ -157,11 +156,9 @@ upstreams:
 
 func TestServeShowsItsStateAndKeepsSecrets(t *testing.T) {
 	r := start(t, servePolicy)
-	for path, want := range map[string]string{
-		"/healthz": "ok",
-		"/status":  `"name": "tools"`,
-		"/metrics": `mcp_auth_token_requests_total{result="ok",upstream="tools"} 1`,
-	} {
+	requests := `mcp_auth_token_requests_total{result="ok",upstream="tools"} 1`
+	r.until(t, "/metrics", requests)
+	for path, want := range map[string]string{"/healthz": "ok", "/status": `"name": "tools"`, "/metrics": requests} {
 		if got := r.get(t, path); !strings.Contains(got, want) {
 			t.Errorf("%s does not hold %q: %s", path, want, got)
 		}

@@ -3,6 +3,9 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 
@@ -21,8 +24,14 @@ func TestSharedCache(t *testing.T) {
 	shared := func(prefix string) string {
 		return plain + fmt.Sprintf("shared_cache: {redis: %q, password: \"${SECRET}\", key: \"${SECRET}-${SECRET}-${SECRET}\", prefix: %s}\n", redis.URL(), prefix)
 	}
-	r := start(t, func(socket, admin, auth string) string {
-		plain = servePolicy(socket, admin, auth)
+	// A store that takes longer than a call waits is left out: then the next token is stored.
+	auth := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = io.WriteString(w, `{"access_token":"canary-token","token_type":"Bearer","expires_in":10}`)
+	}))
+	t.Cleanup(auth.Close)
+	r := start(t, func(socket, admin, _ string) string {
+		plain = servePolicy(socket, admin, auth.URL)
 		return shared("one")
 	})
 	r.until(t, "/metrics", `mcp_auth_shared_cache_requests_total{result="stored"} 1`)

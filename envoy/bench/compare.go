@@ -19,6 +19,7 @@ import (
 
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/envoy"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/realenvoy"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/realprocess"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
 )
 
@@ -59,27 +60,13 @@ upstreams:
 
 func benchEnv(name string) (string, bool) { return "bench", name == "BENCH_SECRET" }
 
-// freeAddress finds a port. Another program may take it in between; then the run fails.
-func freeAddress(ctx context.Context) (string, error) {
-	var lc net.ListenConfig
-	l, err := lc.Listen(ctx, "tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
-	}
-	return l.Addr().String(), l.Close()
-}
-
 // compare measures both sides in turn behind one Envoy.
 func compare(ctx context.Context, dir, binary string, opt options) error {
 	tokens := tokenEndpoint()
 	defer tokens.Close()
-	var addr [8]string // ours, empty, backend, admin, ours with the access log, ours with tool rules, audited, its admin
-	for i := range addr {
-		a, err := freeAddress(ctx)
-		if err != nil {
-			return err
-		}
-		addr[i] = a
+	addr, err := realprocess.Addresses(ctx, 8) // ours, empty, backend, admin, ours with the access log, ours with tool rules, audited, its admin
+	if err != nil {
+		return err
 	}
 	oursSocket, emptySocket := filepath.Join(dir, "ours.sock"), filepath.Join(dir, "empty.sock")
 	oursText := policyText("ours", oursSocket, addr[3], addr[0], addr[2], tokens.URL, "")

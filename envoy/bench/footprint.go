@@ -10,6 +10,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/realprocess"
 )
 
 // need is what a server needs that has some number of upstreams.
@@ -35,7 +37,7 @@ func footprint(ctx context.Context, dir, binary string, many int) error {
 }
 
 func startWith(ctx context.Context, dir, binary, tokenURL string, n int) (is need, err error) {
-	admin, err := freeAddress(ctx)
+	admin, err := realprocess.Address(ctx)
 	if err != nil {
 		return is, err
 	}

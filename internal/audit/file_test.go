@@ -583,7 +583,7 @@ func TestWithdrawn(t *testing.T) {
 	t.Parallel()
 	out := &slowPipe{let: make(chan struct{}, 1)}
 	l := newLog(t)
-	l.cfg.Stdout, l.strictPatience = out, 50*time.Millisecond
+	l.cfg.Stdout, l.strictPatience = out, time.Second
 	out.let <- struct{}{}
 	commit(t, l, &policy.Audit{Stdout: true, Required: true})
 	if err := l.Record(decision(1)); !errors.Is(err, errSlow) {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os/exec"
 	"syscall"
@@ -87,17 +88,31 @@ func (p *Process) Stop() {
 	<-p.done
 }
 
-// Addresses returns n loopback HOST:PORTs, no two alike, that nobody listens on.
-// Another process may take one before the program does; then that says so and ends.
+// Address returns a loopback HOST:PORT that nobody listens on; see Addresses.
+func Address(ctx context.Context) (string, error) {
+	all, err := Addresses(ctx, 1)
+	if err != nil {
+		return "", err
+	}
+	return all[0], nil
+}
+
+// Addresses returns n of them, no two alike. The ports are below those that the kernel
+// gives to clients and to servers of any port, so that seldom anybody takes one before
+// the program does; then the program says so and ends.
 func Addresses(ctx context.Context, n int) ([]string, error) {
+	const low, high = 12000, 32000
 	var all []string
-	for range n {
-		l, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
+	begin := rand.IntN(high - low) //nolint:gosec // no secret: two that ask should seldom get the same
+	for i := range high - low {
+		l, err := new(net.ListenConfig).Listen(ctx, "tcp", fmt.Sprintf("127.0.0.1:%d", low+(begin+i)%(high-low)))
 		if err != nil {
-			return nil, err
+			continue
 		}
 		defer l.Close() //nolint:errcheck // open until all are found, so that no two are alike
-		all = append(all, l.Addr().String())
+		if all = append(all, l.Addr().String()); len(all) == n {
+			return all, nil
+		}
 	}
-	return all, nil
+	return nil, fmt.Errorf("no %d ports are free between %d and %d", n, low, high)
 }

@@ -11,11 +11,8 @@ package realproxy
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -24,6 +21,7 @@ import (
 	"time"
 
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/realenvoy"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/realprocess"
 )
 
 // Build builds the program into dir and returns its path. The working directory
@@ -44,7 +42,7 @@ type Config struct {
 	// Policy is the policy file without version, server and envoy, which Start
 	// writes. Required.
 	Policy string
-	// Listen is the address of Envoy's listener. Empty means one that Port finds.
+	// Listen is the address of Envoy's listener. Empty means one that is free.
 	Listen string
 	// Dir takes the files and logs. Required.
 	Dir string
@@ -82,12 +80,12 @@ func Start(ctx context.Context, cfg Config) (*Proxy, error) {
 	if err != nil {
 		return nil, err
 	}
-	admin, err := Port(ctx)
+	admin, err := realprocess.Address(ctx)
 	if err != nil {
 		return nil, err
 	}
 	if cfg.Listen == "" {
-		if cfg.Listen, err = Port(ctx); err != nil {
+		if cfg.Listen, err = realprocess.Address(ctx); err != nil {
 			return nil, err
 		}
 	}
@@ -224,22 +222,6 @@ func (p *Proxy) Stop() {
 		<-p.done
 	}
 	_ = os.RemoveAll(p.socket)
-}
-
-// Port returns a loopback address that was free a moment ago. It is below those
-// that the kernel gives to clients, so nobody's connection takes it meanwhile.
-func Port(ctx context.Context) (string, error) {
-	const low, high = 12000, 32000
-	begin := rand.IntN(high - low) //nolint:gosec // no secret: two that ask should seldom get the same
-	for i := range high - low {
-		address := fmt.Sprintf("127.0.0.1:%d", low+(begin+i)%(high-low))
-		ln, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
-		if err != nil {
-			continue
-		}
-		return address, ln.Close()
-	}
-	return "", errors.New("no port is free between 12000 and 32000")
 }
 
 func tail(path string) []byte {

@@ -20,6 +20,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/secretsmanager"
 
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/cached"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/realprocess"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
 )
 
@@ -49,12 +50,10 @@ func motoPath(t *testing.T) string {
 
 func newAWS(t *testing.T) *awsServer {
 	t.Helper()
-	free, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	address, err := realprocess.Address(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	address := free.Addr().String()
-	_ = free.Close()
 	_, port, _ := net.SplitHostPort(address)
 	ctx, cancel := context.WithCancel(context.Background())
 	moto := exec.CommandContext(ctx, motoPath(t), "-H", "127.0.0.1", "-p", port)

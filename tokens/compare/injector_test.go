@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -16,6 +15,7 @@ import (
 	"time"
 
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/realenvoy"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/realprocess"
 )
 
 // watched is how long the injector may keep still before we say that it
@@ -90,12 +90,11 @@ func port(t *testing.T, raw string) string {
 
 func freePort(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // a port, and gone again
+	address, err := realprocess.Address(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = l.Close() }()
-	return port(t, "http://"+l.Addr().String())
+	return port(t, "http://"+address)
 }
 
 // startInjector starts the Envoy. Its first token request comes at once.

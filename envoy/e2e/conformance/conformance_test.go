@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/realprocess"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/realproxy"
 )
 
@@ -161,7 +162,7 @@ func client(t *testing.T, p parts, c clientScenario) string {
 
 func port(t *testing.T) string {
 	t.Helper()
-	address, err := realproxy.Port(t.Context())
+	address, err := realprocess.Address(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -21,6 +21,7 @@ import (
 
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/examples/demo/servers/mcpserver"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/realenvoy"
+	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/realprocess"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/internal/realproxy"
 )
 
@@ -42,7 +43,7 @@ type line struct {
 func newLine(t *testing.T) *line {
 	t.Helper()
 	realenvoy.Require(t)
-	address, err := realproxy.Port(t.Context())
+	address, err := realprocess.Address(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
