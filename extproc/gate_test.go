@@ -141,6 +141,28 @@ func TestGateIsAskedOnce(t *testing.T) {
 	}
 }
 
+// TestGateFollowsBeforeThePolicy: nothing is decided by a policy whose gate is not in
+// force yet.
+func TestGateFollowsBeforeThePolicy(t *testing.T) {
+	r, gate := newRig(t), &recorder{reason: policy.Allowed}
+	r.cfg.Gate = gate
+	set, err := policy.Parse("policy.yaml", []byte(strings.Replace(testPolicy, "  fixed: ", "  new: ", 1)), testEnv(r.auth.URL))
+	if err != nil {
+		t.Fatal(err)
+	}
+	call := func() string { return reasonOf(r.call(t, "new", headersRequest(nil, nil))) }
+	before := ""
+	if err := r.LoadAfter(set, func() {
+		before = call()
+		gate.reason = policy.UpstreamDisabled
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if after := call(); before != "no_policy" || after != "upstream_disabled" {
+		t.Errorf("want an upstream that is not there, and then is switched off, got %s and %s", before, after)
+	}
+}
+
 // TestAuditSeesEveryDecision: allowed, refused, of either attempt, before the reply
 // and before anybody else is told.
 func TestAuditSeesEveryDecision(t *testing.T) {

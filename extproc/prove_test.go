@@ -357,7 +357,8 @@ func TestPolicyWithTokensNeedsAVerifier(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Load(set); err == nil || !strings.Contains(err.Error(), "Verifier") {
+	gate := func() { t.Error("the gate follows a policy that is not in force") }
+	if err := s.LoadAfter(set, gate); err == nil || !strings.Contains(err.Error(), "Verifier") {
 		t.Errorf("want an error that names the Verifier, got %v", err)
 	}
 }

@@ -264,13 +264,20 @@ func printable(b []byte, limit int) string {
 // Load puts a policy in force: everything that can fail happens first, then one
 // pointer is swapped. On an error the policy before it stays. Calls in flight
 // end under the policy they began with.
-func (s *Server) Load(set *policy.Set) error {
+func (s *Server) Load(set *policy.Set) error { return s.LoadAfter(set, func() {}) }
+
+// LoadAfter is Load for a Gate that follows the policy: gate is called when nothing
+// can fail any more, and before the first call is decided by the new policy. So no
+// upstream is in force before what limits it; it must not block. Calls in between
+// meet the new gate, under the policy before.
+func (s *Server) LoadAfter(set *policy.Set, gate func()) error {
 	s.loading.Lock()
 	defer s.loading.Unlock()
 	snap, err := s.build(set)
 	if err != nil {
 		return fmt.Errorf("loading the policy: %w", err)
 	}
+	gate()
 	snap.after(s.snap.Load())
 	s.snap.Store(snap)
 	s.retain(snap)

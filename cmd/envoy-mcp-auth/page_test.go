@@ -25,7 +25,7 @@ import (
 const markup = `<img/src=x/onerror=alert(1)>`
 
 // decide asks the running server for a decision, as Envoy does.
-func (r *running) decide(t *testing.T, upstream string, headers ...string) {
+func (r *running) decide(t *testing.T, upstream string, headers ...string) *extprocv3.ProcessingResponse {
 	t.Helper()
 	conn, err := grpc.NewClient("unix://"+r.socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
@@ -47,9 +47,11 @@ func (r *running) decide(t *testing.T, upstream string, headers ...string) {
 	}}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := stream.Recv(); err != nil {
+	resp, err := stream.Recv()
+	if err != nil {
 		t.Fatal(err)
 	}
+	return resp
 }
 
 // guarded is servePolicy with an upstream that asks for a key.

@@ -143,7 +143,7 @@ func (r *reloader) load() error {
 	parts, err := r.build(set)
 	if err == nil {
 		r.app.metrics.Expect(set)
-		err = r.app.server.Load(set)
+		err = r.app.server.LoadAfter(set, func() { parts.guard(r.app) })
 	}
 	if err != nil {
 		parts.drop(r.app)
@@ -209,12 +209,19 @@ func (p *parts) drop(a *app) {
 	}
 }
 
+// guard puts in force what the gate asks: before the decisions, so that no call
+// passes by what limits or switches off its upstream.
+func (p *parts) guard(a *app) {
+	a.limits.Use(p.plan)
+	a.watch.Load(p.set)
+}
+
+// use puts the rest in force, after the decisions. Who is told of alerts does not
+// wait for an audit that cannot be closed.
 func (p *parts) use(a *app) {
+	a.alerts.Use(p.tell)
 	p.audit.Commit()
 	a.share(p.fleet)
-	a.limits.Use(p.plan)
-	a.alerts.Use(p.tell)
-	a.watch.Load(p.set)
 	a.traces.Use(p.set)
 }
 

@@ -63,6 +63,13 @@ func start(t *testing.T, text func(socket, admin, auth string) string) *running 
 // token endpoint addresses.
 func launch(t *testing.T, text func(socket, admin, auth string) string) *running {
 	t.Helper()
+	log := &lockedBuffer{}
+	return launchTo(t, log, log, text)
+}
+
+// launchTo is launch with a standard output of its own.
+func launchTo(t *testing.T, out io.Writer, log *lockedBuffer, text func(socket, admin, auth string) string) *running {
+	t.Helper()
 	auth := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		_, _ = io.WriteString(w, `{"access_token":"canary-token","token_type":"Bearer","expires_in":600}`)
@@ -75,14 +82,14 @@ func launch(t *testing.T, text func(socket, admin, auth string) string) *running
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	r := &running{
 		policy: filepath.Join(dir, "policy.yaml"), socket: filepath.Join(dir, "s"), admin: freeAddress(t),
-		log: &lockedBuffer{}, done: make(chan int, 1),
+		log: log, done: make(chan int, 1),
 	}
 	r.write(t, text("unix://"+r.socket, r.admin, auth.URL))
 	ctx, cancel := context.WithCancel(t.Context())
 	r.stop = cancel
 	go func() {
 		env := func(name string) (string, bool) { return "canary-secret", name == "SECRET" || name == "GOGC" }
-		r.done <- run(ctx, []string{"serve", "-c", r.policy}, streams{out: r.log, err: r.log, env: env})
+		r.done <- run(ctx, []string{"serve", "-c", r.policy}, streams{out: out, err: log, env: env})
 	}()
 	t.Cleanup(func() {
 		cancel()
@@ -189,6 +196,54 @@ func TestO8BrokenReloadKeepsTheLastGoodPolicy(t *testing.T) {
 	r.until(t, "/metrics", "mcp_auth_config_last_reload_successful 1")
 	if got := r.get(t, "/status"); !strings.Contains(got, `"name": "other"`) || strings.Contains(got, `"name": "tools"`) {
 		t.Errorf("/status = %s", got)
+	}
+}
+
+// stuck is a standard output that takes nothing more, from the first line that
+// holds a word on until it is closed.
+type stuck struct {
+	word       string
+	hangs, end chan struct{}
+}
+
+func (s *stuck) Write(p []byte) (int, error) {
+	if bytes.Contains(p, []byte(s.word)) {
+		s.hangs <- struct{}{}
+		<-s.end
+	}
+	return len(p), nil
+}
+
+// TestReloadWithAStuckAudit: while the audit before cannot be closed, nothing passes
+// that the new policy switches off or limits.
+func TestReloadWithAStuckAudit(t *testing.T) {
+	out, plain := &stuck{word: "the-call", hangs: make(chan struct{}, 1), end: make(chan struct{})}, ""
+	r := launchTo(t, out, &lockedBuffer{}, func(socket, admin, auth string) string {
+		plain = servePolicy(socket, admin, auth)
+		return plain + "audit: {stdout: true}\n"
+	})
+	defer close(out.end)
+	r.until(t, "/readyz", "ready")
+	r.decide(t, "tools", "x-request-id", "the-call")
+	<-out.hangs
+	r.write(t, plain+`  off: {url: "http://127.0.0.1:1/off", callers: [anyone], credential: none, disabled: true}
+  few: {url: "http://127.0.0.1:1/few", callers: [anyone], credential: none}
+limits: {rules: [{name: one, upstreams: [few], rate: 1/h, burst: 1}]}
+`)
+	refusal := func(upstream string) (reason string) {
+		for _, h := range r.decide(t, upstream).GetImmediateResponse().GetHeaders().GetSetHeaders() {
+			if h.GetHeader().GetKey() == "x-mcp-auth-reason" {
+				reason = string(h.GetHeader().GetRawValue())
+			}
+		}
+		return reason
+	}
+	off := "no_policy"
+	for begin := time.Now(); off == "no_policy" && time.Since(begin) < 15*time.Second; time.Sleep(20 * time.Millisecond) {
+		off = refusal("off")
+	}
+	if first, second := refusal("few"), refusal("few"); off != "upstream_disabled" || first != "" || second != "rate_limited" {
+		t.Errorf("want it switched off, and one call of the other, got %q, %q and %q", off, first, second)
 	}
 }
 

@@ -382,6 +382,66 @@ func TestAlertmanager(t *testing.T) {
 	})
 }
 
+// TestLastingAlertIsRepeatedAmongNews: other news, however often, and a receiver that
+// is slow to take it, do not let Alertmanager believe that what lasts is over.
+func TestLastingAlertIsRepeatedAmongNews(t *testing.T) {
+	t.Parallel()
+	w := &policy.Watch{Alerts: policy.WatchAlerts{Alertmanager: &policy.WatchAlertmanager{URLs: []string{"https://one.example/api/v2/alerts"}}}}
+	for name, c := range map[string]struct{ every, takes time.Duration }{
+		"news within each minute":          {45 * time.Second, 0},
+		"news faster than the receiver is": {2 * time.Second, 5 * time.Second},
+		"news just when the repeat is due": {time.Minute, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			n := &network{}
+			try(t, n, box{value: "Bearer am"}, w, func(a *alert.Alerts, _ *tally) {
+				if c.takes > 0 {
+					end := make(chan struct{})
+					defer close(end)
+					n.answer = func(int) (*http.Response, error) {
+						select {
+						case <-time.After(c.takes):
+						case <-end:
+						}
+						return status(http.StatusOK), nil
+					}
+				}
+				a.Notify(broken())
+				other, begin := broken(), time.Now()
+				for i := 0; time.Since(begin) < 20*time.Minute; i++ {
+					time.Sleep(min(c.every, 20*time.Minute-time.Since(begin)))
+					other.Upstream = strconv.Itoa(i)
+					a.Notify(other)
+					a.Notify(over(other))
+				}
+				var ends time.Time
+				for _, l := range n.letters() {
+					var got []struct {
+						Labels map[string]string
+						EndsAt time.Time
+					}
+					if err := json.Unmarshal([]byte(l.body), &got); err != nil {
+						t.Fatal(err)
+					}
+					for _, g := range got {
+						if g.Labels["upstream"] != "crm" {
+							continue
+						}
+						if !ends.IsZero() && l.at.After(ends) {
+							t.Errorf("told %v after the end that was told before", l.at.Sub(ends))
+						}
+						ends = g.EndsAt
+					}
+				}
+				if left := time.Until(ends); left < 2*time.Minute {
+					t.Errorf("want it told to last for minutes to come, got %v", left)
+				}
+			})
+		})
+	}
+}
+
 // TestReloadKeepsWhatWaits: a receiver that stays is not asked twice, and a new one
 // is told of what lasts.
 func TestReloadKeepsWhatWaits(t *testing.T) {

@@ -246,20 +246,26 @@ func (r *receiver) start() {
 
 func (r *receiver) stop() { r.cancel() }
 
-// run delivers until ctx ends.
+// run delivers until ctx ends. When a repeat is due does not depend on the news in
+// between: what lasts is good for a few repeats only.
 func (r *receiver) run(ctx context.Context) {
+	var due <-chan time.Time
+	if r.repeat > 0 {
+		t := time.NewTicker(r.repeat)
+		defer t.Stop()
+		due = t.C
+	}
 	for ctx.Err() == nil {
 		again := false
-		if r.repeat > 0 {
-			again = r.wait(ctx, r.repeat)
-		} else {
-			r.wait(ctx, 0)
-		}
-		if !again {
+		select {
+		case <-ctx.Done():
+		case <-r.wake:
 			pause(ctx, gatherTime)
+		case <-due:
+			again = true
 		}
 		for ctx.Err() == nil {
-			batch := r.take(again)
+			batch := r.take(again || came(due))
 			if len(batch) == 0 {
 				break
 			}
@@ -269,22 +275,14 @@ func (r *receiver) run(ctx context.Context) {
 	}
 }
 
-// wait returns when there is something new, or, with a repeat, after that time,
-// and then true.
-func (r *receiver) wait(ctx context.Context, repeat time.Duration) bool {
-	var timeout <-chan time.Time
-	if repeat > 0 {
-		t := time.NewTimer(repeat)
-		defer t.Stop()
-		timeout = t.C
-	}
+// came reports whether a tick waits, and takes it.
+func came(due <-chan time.Time) bool {
 	select {
-	case <-ctx.Done():
-	case <-r.wake:
-	case <-timeout:
+	case <-due:
 		return true
+	default:
+		return false
 	}
-	return false
 }
 
 // take returns the next batch: what is new, in order, and with all what lasts too.

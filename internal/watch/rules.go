@@ -247,9 +247,10 @@ func (w *Watch) settle(found []finding, now time.Time) {
 			f.alert.Since, f.alert.Severity = was.alert.Since, was.alert.Severity // a label stays as it was
 			changed := f.alert.Summary != was.alert.Summary || len(f.alert.Done) != len(was.alert.Done)
 			was.alert = f.alert
-			if changed && f.tell {
+			if f.tell && (changed || !was.tell) {
 				w.cfg.Notify(f.alert)
 			}
+			was.tell = was.tell || f.tell // a reload changes it, and who was told waits for the end
 		}
 		was.seen = true
 	}

@@ -423,6 +423,45 @@ func TestReloadKeepsState(t *testing.T) {
 	})
 }
 
+// TestAlertSwitchedOnOrOffByAReload: a rule that begins to tell tells what lasts, and
+// who was told is told of the end, whatever the rule says by then.
+func TestAlertSwitchedOnOrOffByAReload(t *testing.T) {
+	t.Parallel()
+	const firing, over = "firing errors a", "firing errors a; resolved errors a"
+	quiet, loud := policy.WatchResponse{Throttle: true}, policy.WatchResponse{Throttle: true, Alert: true}
+	for name, c := range map[string]struct {
+		first, then        policy.WatchResponse
+		before, after, end string
+	}{
+		"on":    {quiet, loud, "", firing, over},
+		"off":   {loud, quiet, firing, firing, over},
+		"never": {quiet, quiet, "", "", ""},
+		// Changed rules close a breaker, and with that the alert is over.
+		"off, and the upstream on": {both(), policy.WatchResponse{Disable: true}, firing, over, over},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			with := func(do policy.WatchResponse) *policy.Set {
+				r := rules()
+				r.Errors.Do = do
+				return twoUpstreams(r, keyed("ci"))
+			}
+			play(t, with(c.first), func(s *scene) {
+				for range 20 {
+					s.call("a", "ci", 500)
+				}
+				s.want(c.before)
+				s.w.Load(with(c.then))
+				s.want(c.after)
+				s.call("a", "ci", 500) // other figures
+				s.want(c.after)
+				time.Sleep(6 * time.Minute)
+				s.want(c.end)
+			})
+		})
+	}
+}
+
 // TestDisabledByThePolicy: disabled: true refuses whatever the rules say.
 func TestDisabledByThePolicy(t *testing.T) {
 	t.Parallel()
