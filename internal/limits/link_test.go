@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -65,9 +66,10 @@ func TestTLS(t *testing.T) {
 	dir := t.TempDir()
 	crt, key := filepath.Join(dir, "tls.crt"), filepath.Join(dir, "tls.key")
 	s, clock, count := &scripted{answer: respond(ok, ok, 10, 0)}, newClock(), &tally{}
-	first := identity(t, crt, key)
+	var now atomic.Pointer[tls.Config]
+	now.Store(identity(t, crt, key))
 	var server tls.Config
-	server.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) { return first, nil }
+	server.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) { return now.Load(), nil }
 	addr := s.serve(t, grpc.Creds(credentials.NewTLS(&server)))
 	block := strings.Replace(fleet(addr, "refuse", "{name: all, fleet: true}"), "timeout",
 		fmt.Sprintf("tls: {ca: %q, certificate: %q, private_key: %q}, timeout", crt, crt, key), 1)
@@ -78,8 +80,7 @@ func TestTLS(t *testing.T) {
 	if reason, _ := l.Admit(t.Context(), &d); reason == policy.Allowed || len(s.take()) != 0 {
 		t.Error("want a server of another authority not asked")
 	}
-	renewed := identity(t, crt, key)
-	*first = tls.Config{Certificates: renewed.Certificates, ClientCAs: renewed.ClientCAs, ClientAuth: renewed.ClientAuth}
+	now.Store(identity(t, crt, key))
 	allowed := false
 	for end := time.Now().Add(20 * time.Second); !allowed && time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		clock.pass(time.Second)
