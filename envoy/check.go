@@ -78,7 +78,8 @@ type checker struct {
 	processorNames   map[string]tree // clusters that our filters call, and a place that does
 	guards           map[string]bool // names of filters that demand the mark
 	askers           map[string]bool // names of filters that ask us
-	anyMarked        bool            // some ext_proc filter is clearly ours
+	foreign          map[string]bool // names of ext_proc filters that ask somebody else
+	onlyMarked       bool            // an ext_proc filter without a mark of ours is somebody else's
 }
 
 func (c *checker) policy() error {

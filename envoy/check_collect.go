@@ -163,6 +163,14 @@ func connectionManagers(listener tree) []manager {
 
 type manager struct{ hcm, chain tree }
 
+// verifiesCallers reports whether it is said what client certificates are verified with.
+func (m manager) verifiesCallers() bool {
+	tls, kind := m.chain.get("transport_socket").config()
+	common := tls.get("common_tls_context")
+	return kind == "DownstreamTlsContext" && (common.get("validation_context", "trusted_ca").ok() ||
+		common.get("combined_validation_context").ok() || common.get("validation_context_sds_secret_config").ok())
+}
+
 // leg is one way from a listener to a cluster.
 type leg struct {
 	levels []tree // route configuration, virtual host, route: where headers and overrides may be

@@ -59,9 +59,10 @@ func marked(f filter) bool {
 }
 
 // ours reports whether an ext_proc filter calls this program. An Envoy may have
-// other processors, so once one filter is clearly ours, the unmarked are not.
+// other processors, so once one filter is clearly ours, the unmarked are not. Where
+// filters are changed, they never are.
 func (c *checker) ours(f filter) bool {
-	return f.kind == "ExternalProcessor" && (marked(f) || !c.anyMarked)
+	return f.kind == "ExternalProcessor" && (marked(f) || !c.onlyMarked)
 }
 
 // processors finds the filters that call us.
@@ -79,7 +80,7 @@ func (c *checker) processors() {
 	c.guards = map[string]bool{}
 	for _, chain := range chains {
 		for _, f := range filters(chain) {
-			c.anyMarked = c.anyMarked || f.kind == "ExternalProcessor" && marked(f)
+			c.onlyMarked = c.onlyMarked || f.kind == "ExternalProcessor" && marked(f)
 			if watches(f) && f.config.mentions(GuardHeader) {
 				c.guards[f.entry.get("name").str()] = true
 			}
@@ -90,11 +91,14 @@ func (c *checker) processors() {
 
 // placesOfOurs notes where filters of ours are: once they can be told from those of others.
 func (c *checker) placesOfOurs(chains []tree) {
-	c.askers = map[string]bool{}
+	c.askers, c.foreign = map[string]bool{}, map[string]bool{}
 	for _, chain := range chains {
 		for _, f := range filters(chain) {
-			if c.ours(f) {
+			switch {
+			case c.ours(f):
 				c.askers[f.entry.get("name").str()] = true
+			case f.kind == "ExternalProcessor":
+				c.foreign[f.entry.get("name").str()] = true
 			}
 		}
 	}

@@ -213,14 +213,12 @@ func (c *checker) oneIdentity(chain []filter, mine []leg) {
 
 // callerCertificates checks that names in a client's certificate were verified.
 func (c *checker) callerCertificates(m manager, mine []leg) {
-	tls, kind := m.chain.get("transport_socket").config()
-	common := tls.get("common_tls_context")
-	at := common.get("validation_context", "trust_chain_verification")
+	tls, _ := m.chain.get("transport_socket").config()
+	at := tls.get("common_tls_context", "validation_context", "trust_chain_verification")
 	if at.enum(tlsv3.CertificateValidationContext_TrustChainVerification_name) == "ACCEPT_UNTRUSTED" {
 		c.report(at, problem{"caller-unverified", "client certificates are not verified", "Anyone can write any name into one", "remove trust_chain_verification"})
 	}
-	verified := kind == "DownstreamTlsContext" && (common.get("validation_context", "trusted_ca").ok() ||
-		common.get("combined_validation_context").ok() || common.get("validation_context_sds_secret_config").ok())
+	verified := m.verifiesCallers()
 	for _, l := range mine {
 		for _, name := range l.clusters() {
 			if up := c.upOf[name]; up != nil && up.mtls() && !verified {

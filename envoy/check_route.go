@@ -161,10 +161,9 @@ func (c *checker) overrides(configs tree) {
 		if kind == "FilterConfig" && config.get("config").ok() {
 			inner, kind = config.get("config").config()
 		}
-		isProcessor := c.askers[name] || strings.HasPrefix(name, filterExtProc) || kind == "ExtProcPerRoute"
 		isGuard := c.guards[name] // a filter of that kind with another name is somebody else's
 		switch {
-		case isProcessor:
+		case c.overridesOurs(name, kind):
 			c.processorOverride(off, inner)
 		case isGuard && !demandsMark(config) && (off.yes() || inner.get("disabled").yes() || kind == "LuaPerRoute" && !isOurCode(inner) || kind == "RBACPerRoute"):
 			c.report(entry, problem{
@@ -172,6 +171,12 @@ func (c *checker) overrides(configs tree) {
 			})
 		}
 	}
+}
+
+// overridesOurs reports whether a route's settings of this name and kind are for a filter
+// of ours. Those of a name that no filter here has may be for one that is not seen.
+func (c *checker) overridesOurs(name, kind string) bool {
+	return c.askers[name] || !c.foreign[name] && (strings.HasPrefix(name, filterExtProc) || kind == "ExtProcPerRoute")
 }
 
 func (c *checker) processorOverride(off, config tree) {

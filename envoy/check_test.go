@@ -447,7 +447,7 @@ func TestCheckRefusesWhatIsNoConfiguration(t *testing.T) {
 }
 
 // edit changes one place of a document. A place is keys and list positions; + adds
-// to a list.
+// to a list, and +1 before what is at 1.
 func edit(t *testing.T, base []byte, b broken) []byte {
 	t.Helper()
 	var doc yaml.Node
@@ -508,14 +508,16 @@ func put(t *testing.T, at *yaml.Node, key string, value *yaml.Node) {
 			return
 		}
 		i, err := strconv.Atoi(key)
-		if err != nil || i >= len(at.Content) {
+		switch {
+		case err != nil || i >= len(at.Content):
 			t.Fatalf("no position %q", key)
-		}
-		if value == nil {
+		case key[0] == '+':
+			at.Content = slices.Insert(at.Content, i, value)
+		case value == nil:
 			at.Content = slices.Delete(at.Content, i, i+1)
-			return
+		default:
+			at.Content[i] = value
 		}
-		at.Content[i] = value
 		return
 	}
 	for i := 0; i < len(at.Content); i += 2 {

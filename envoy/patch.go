@@ -159,7 +159,7 @@ func newPatcher(doc *yaml.Node, set *policy.Set, opt Options) (*patcher, error) 
 		return nil, errors.New("want listeners or clusters, got none; where Envoy fetches them, give the answer of its admin's /config_dump")
 	}
 	p := &patcher{
-		checker: &checker{config: cfg, set: set, upOf: map[string]*target{}, byName: map[string]*target{}},
+		checker: &checker{config: cfg, set: set, upOf: map[string]*target{}, byName: map[string]*target{}, onlyMarked: true},
 		doc:     doc, opt: opt, dump: root.get("configs").ok(),
 		parents: map[*yaml.Node]*yaml.Node{}, fresh: map[*yaml.Node]bool{}, entire: map[*yaml.Node]bool{},
 		removed: map[*yaml.Node][]string{},

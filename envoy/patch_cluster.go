@@ -14,9 +14,17 @@ import (
 // upstreamCluster makes the cluster of an upstream ask the server, unless a listener's
 // own chain does.
 func (p *patcher) upstreamCluster(cl tree, t target) {
+	sees := seenBefore
+	switch {
+	case p.covered[t.Cluster]:
+		sees = seenAfter
+	case !t.Credential.None(): // what a chain does to headers, the next attempt finds
+		sees += ", and at a second attempt the one that was lent for the first"
+	}
 	if !p.covered[t.Cluster] || p.guarded[t.Cluster] {
 		p.chainOf(p.protocolOptions(cl), t)
 	}
+	p.strangers(fmt.Sprintf("cluster %q", t.Cluster), sees, filters(upstreamOptions(cl).get("http_filters")))
 	p.encrypted(cl, t)
 	if own := upstreamOptions(cl).get("retry_policy"); own.ok() {
 		p.retryPolicy(own, t.RetryOn401 && !t.Credential.None())

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"go.yaml.in/yaml/v3"
-	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 )
 
@@ -42,17 +41,12 @@ func (p *patcher) changed(path, what, why string) {
 
 // node turns a message of Envoy's into YAML as `render envoy` writes it.
 func (p *patcher) node(m proto.Message) *yaml.Node {
-	j, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(m)
-	var doc yaml.Node
-	if err == nil {
-		err = yaml.Unmarshal(j, &doc)
-	}
+	n, err := (&writer{}).message(m, "")
 	if err != nil {
 		p.fail(err)
 		return mapping()
 	}
-	(&writer{}).walk(doc.Content[0], "")
-	return doc.Content[0]
+	return n
 }
 
 // value turns plain values into YAML.

@@ -1,6 +1,7 @@
 package envoy
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -22,7 +23,7 @@ func (p *patcher) survey() {
 	note := func(chain tree) bool {
 		asks := false
 		for _, f := range filters(chain) {
-			if p.ours(f) && (marked(f) || p.anyMarked) {
+			if p.ours(f) {
 				asks = true
 				p.processorNames[grpcCluster(f.config)] = f.config
 			}
@@ -109,6 +110,7 @@ func (p *patcher) manager(l tree, m manager, mine []leg, others int) {
 	if i := slices.IndexFunc(filters(m.hcm.get("http_filters")), p.ours); i >= 0 {
 		p.edge(m.hcm, i)
 	}
+	p.strangers(fmt.Sprintf("listener %q", name), seenBefore, filters(m.hcm.get("http_filters")))
 	for _, way := range mine {
 		p.route(way, passage{rejected: rejected, quiet: quiet, misleading: p.passed(m.hcm)})
 	}
@@ -142,10 +144,7 @@ func (p *patcher) hygiene(name string, hcm tree) {
 // early takes the mark of a caller's own off.
 func (p *patcher) early(hcm tree) {
 	const key = "early_header_mutation_extensions"
-	if slices.ContainsFunc(hcm.get(key).items(), func(e tree) bool {
-		config, _ := e.config()
-		return removes(config.get("mutations"), GuardHeader)
-	}) {
+	if takesOffEarly(hcm, GuardHeader) {
 		return
 	}
 	var pk packed
@@ -230,14 +229,32 @@ func (p *patcher) rejection(hcm tree, ups []*target) string {
 // what.
 func (p *patcher) certificates(m manager, ups []*target) {
 	tls, kind := m.chain.get("transport_socket").config()
-	common := tls.get("common_tls_context")
-	named := common.get("validation_context", "trusted_ca").ok() || common.get("combined_validation_context").ok() || common.get("validation_context_sds_secret_config").ok()
 	files := p.set.Envoy.TLS
-	if kind != "DownstreamTlsContext" || named || files == nil || files.ClientCA == "" || !slices.ContainsFunc(ups, func(u *target) bool { return u.mtls() }) {
+	if kind != "DownstreamTlsContext" || m.verifiesCallers() || files == nil || files.ClientCA == "" || !slices.ContainsFunc(ups, func(u *target) bool { return u.mtls() }) {
 		return
 	}
 	p.put(p.within(tls, "common_tls_context", "validation_context"), "trusted_ca", p.node(file(files.ClientCA)), "callers of kind mtls are known by a certificate of this authority")
 	p.assume("callers' certificates are signed by an authority in %s (envoy.tls.client_ca), on Envoy's host", files.ClientCA)
+}
+
+// What filters see before the decision, and after it.
+const (
+	seenBefore = "callers' own credentials"
+	seenAfter  = "the credential that is lent"
+)
+
+// strangers tells of the filters of a chain that ask another program: they stay as they
+// are, and whoever patches must know what they see. sees is that before the decision.
+func (p *patcher) strangers(where, sees string, chain []filter) {
+	for _, f := range chain {
+		switch {
+		case p.ours(f):
+			sees = seenAfter
+		case f.kind == "ExternalProcessor":
+			p.note("%s: its ext_proc filter %q is taken for another program's and stays as it is. That program is sent %s, unless forward_rules leave that out. If it is to be envoy-mcp-auth, name the cluster that the filter calls %s, and patch again",
+				where, f.entry.get("name").str(), sees, ProcessorCluster)
+		}
+	}
 }
 
 // edge sets right the settings of a listener's own filter that can only be one way.
@@ -415,12 +432,7 @@ func (p *patcher) short(l leg) {
 
 // passed are the misleading headers that the listener does not take off.
 func (p *patcher) passed(hcm tree) []string {
-	return slices.DeleteFunc(misleadingHeaders(), func(h string) bool {
-		return slices.ContainsFunc(hcm.get("early_header_mutation_extensions").items(), func(e tree) bool {
-			config, _ := e.config()
-			return removes(config.get("mutations"), h)
-		})
-	})
+	return slices.DeleteFunc(misleadingHeaders(), func(h string) bool { return takesOffEarly(hcm, h) })
 }
 
 // passage is what a listener does for the routes to upstreams.
@@ -451,7 +463,7 @@ func (p *patcher) perRoute(l leg, t *target, lent bool, by passage) {
 	}
 	for name, over := range l.route.get("typed_per_filter_config").each() {
 		config, kind := over.config()
-		if failing := config.get("overrides"); kind == "ExtProcPerRoute" && strings.HasPrefix(name, filterExtProc) && failing.get("failure_mode_allow").ok() {
+		if failing := config.get("overrides"); kind == "ExtProcPerRoute" && p.overridesOurs(name, kind) && failing.get("failure_mode_allow").ok() {
 			p.remove(failing, "failure_mode_allow", "when envoy-mcp-auth fails, requests of this route would go on with the caller's own credentials")
 		}
 	}
