@@ -249,40 +249,45 @@ func (r *receiver) stop() { r.cancel() }
 // run delivers until ctx ends. When a repeat is due does not depend on the news in
 // between: what lasts is good for a few repeats only.
 func (r *receiver) run(ctx context.Context) {
-	var due <-chan time.Time
-	if r.repeat > 0 {
-		t := time.NewTicker(r.repeat)
-		defer t.Stop()
-		due = t.C
-	}
+	now := r.alerts.cfg.Now
+	due := now().Add(r.repeat)
 	for ctx.Err() == nil {
-		again := false
-		select {
-		case <-ctx.Done():
-		case <-r.wake:
+		if r.wait(ctx, due.Sub(now())) {
 			pause(ctx, gatherTime)
-		case <-due:
-			again = true
 		}
 		for ctx.Err() == nil {
-			batch := r.take(again || came(due))
+			again := r.repeat > 0 && !now().Before(due)
+			if again {
+				due = now().Add(r.repeat)
+			}
+			batch := r.take(again)
 			if len(batch) == 0 {
 				break
 			}
 			r.deliver(ctx, batch)
-			again = false
 		}
 	}
 }
 
-// came reports whether a tick waits, and takes it.
-func came(due <-chan time.Time) bool {
-	select {
-	case <-due:
-		return true
-	default:
-		return false
+// wait waits for news, and with a repeat no longer than until that is due. It reports
+// whether there are any.
+func (r *receiver) wait(ctx context.Context, until time.Duration) bool {
+	var due <-chan time.Time
+	if r.repeat > 0 {
+		if until <= 0 {
+			return false
+		}
+		t := time.NewTimer(until)
+		defer t.Stop()
+		due = t.C
 	}
+	select {
+	case <-ctx.Done():
+	case <-r.wake:
+		return true
+	case <-due:
+	}
+	return false
 }
 
 // take returns the next batch: what is new, in order, and with all what lasts too.
