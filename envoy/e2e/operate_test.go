@@ -91,7 +91,7 @@ func TestO8_Reload(t *testing.T) {
 	r.proc = r.serve(r.policy, r.facts.Admin)
 	r.startEnvoy(bootstrap)
 	r.post("/late/mcp", "{}").refused(t, http.StatusForbidden, "no_policy")
-	o := r.under(8*time.Second, func() {
+	o := r.under(200, func(*outcomes) {
 		r.write("policy.yaml", r.recorded(lateText))
 		r.eventually("a changed file is in force", 5*time.Second, func() bool {
 			return r.post("/late/mcp", "{}").status == http.StatusOK

@@ -244,9 +244,9 @@ func TestRecord_Killed(t *testing.T) {
 	r.write("policy.yaml", audited(r, ", required: true, rotate: {size: 64KiB}"))
 	r.proc = r.serve(r.policy, r.facts.Admin)
 	r.startEnvoy(r.render())
-	o := r.under(7*time.Second, func() {
+	o := r.under(100, func(o *outcomes) { // the last calls are those of a program that lives
 		for range 3 {
-			time.Sleep(1500 * time.Millisecond)
+			r.goOn(o, 100)
 			r.proc.kill()
 			r.proc = r.serve(r.policy, r.facts.Admin)
 		}
@@ -256,7 +256,7 @@ func TestRecord_Killed(t *testing.T) {
 		t.Errorf("want calls to go through, got %d, %d refused and %d arrivals", o.fine, o.refused, len(arrivals))
 	}
 	calls := func() map[string]call { return byID(r.lines()) }
-	r.eventually("the outcomes of the last calls are on record", 5*time.Second, func() bool {
+	r.eventually("the outcomes of the last calls are on record", 10*time.Second, func() bool {
 		return len(calls()[arrivals[len(arrivals)-1].Header.Get("X-Request-Id")].outcomes) == 1
 	})
 	there, lost := calls(), 0
@@ -403,8 +403,7 @@ func TestRecord_RotatedAndReloaded(t *testing.T) {
 	r.proc = r.serve(r.policy, r.facts.Admin)
 	r.startEnvoy(r.render())
 	second := filepath.Join(r.dir, "second.jsonl")
-	o := r.under(8*time.Second, func() {
-		time.Sleep(time.Second)
+	o := r.under(400, func(*outcomes) { // of which a file takes some 70
 		if err := os.Rename(r.record(), r.record()+".moved"); err != nil {
 			t.Error(err)
 		}
