@@ -45,11 +45,16 @@ func (r reply) reason() string {
 	return parsed.Error.Data.Reason
 }
 
+// isRefusal reports whether the reply is our refusal, whole.
+func (r reply) isRefusal(status int, reason string) bool {
+	return r.status == status && r.reason() == reason && r.header.Get("X-Mcp-Auth-Reason") == reason &&
+		r.header.Get("Cache-Control") == "no-store" && r.header.Get("Content-Type") == "application/json"
+}
+
 // refused fails the test unless the reply is our refusal, whole.
 func (r reply) refused(t *testing.T, status int, reason string) {
 	t.Helper()
-	if r.status != status || r.reason() != reason || r.header.Get("X-Mcp-Auth-Reason") != reason ||
-		r.header.Get("Cache-Control") != "no-store" || r.header.Get("Content-Type") != "application/json" {
+	if !r.isRefusal(status, reason) {
 		t.Errorf("want %d %s as JSON with no-store, got %v %v", status, reason, r, r.header)
 	}
 }
