@@ -33,7 +33,7 @@ func TestO18_RevocationUnderLoad(t *testing.T) {
 		for i := range revocations {
 			time.Sleep(3 * time.Second)
 			r.issuer.Revoke()
-			r.eventually("the new token is there", 3*time.Second, func() bool { return r.issuer.RequestsBy("alpha-client") == before+i+1 })
+			r.eventually("the new token is there", 10*time.Second, func() bool { return r.issuer.RequestsBy("alpha-client") == before+i+1 })
 		}
 	})
 	if o.refused != 0 || o.fine < 500 {
