@@ -1,7 +1,6 @@
 package e2e_test
 
 import (
-	"context"
 	"io"
 	"net/http"
 	"slices"
@@ -90,9 +89,9 @@ func (r *rig) answersTell(t *testing.T, cluster bool) {
 			t.Errorf("%q: want %d, got %d", want, status, got)
 		}
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	ctx, cancel := r.untilSeen("alpha", "wait")
 	defer cancel()
-	if got, err := r.try(ctx, nil, r.url+"/alpha/mcp", strings.NewReader("{}"), pairs{"X-Want", "wait"}); err == nil {
+	if got, err := r.try(ctx, nil, r.url+"/alpha/mcp", strings.NewReader("{}"), pairs{"X-Case", "wait", "X-Want", "wait"}); err == nil {
 		t.Errorf("want the call cancelled, got %v", got)
 	}
 	wantEnded := func(what string, want map[string]float64) {

@@ -10,6 +10,8 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -43,11 +45,16 @@ func (r reply) reason() string {
 	return parsed.Error.Data.Reason
 }
 
+// isRefusal reports whether the reply is our refusal, whole.
+func (r reply) isRefusal(status int, reason string) bool {
+	return r.status == status && r.reason() == reason && r.header.Get("X-Mcp-Auth-Reason") == reason &&
+		r.header.Get("Cache-Control") == "no-store" && r.header.Get("Content-Type") == "application/json"
+}
+
 // refused fails the test unless the reply is our refusal, whole.
 func (r reply) refused(t *testing.T, status int, reason string) {
 	t.Helper()
-	if r.status != status || r.reason() != reason || r.header.Get("X-Mcp-Auth-Reason") != reason ||
-		r.header.Get("Cache-Control") != "no-store" || r.header.Get("Content-Type") != "application/json" {
+	if !r.isRefusal(status, reason) {
 		t.Errorf("want %d %s as JSON with no-store, got %v %v", status, reason, r, r.header)
 	}
 }
@@ -265,24 +272,28 @@ func (r *rig) both(f func(proto string, get func(path string, lines ...string) r
 }
 
 // load calls f at a steady rate until the context ends, and then waits for all
-// that were begun. It returns how many there were.
+// that were begun. It returns how many there were. At most 32 are under way: a
+// machine that cannot do the rate does fewer calls, and not ever later ones.
 func load(ctx context.Context, perSecond int, f func()) int {
 	tick := time.NewTicker(time.Second / time.Duration(perSecond))
 	defer tick.Stop()
-	done := make(chan struct{})
-	n := 0
-	for {
-		select {
-		case <-ctx.Done():
-			for range n {
-				<-done
+	var n atomic.Int64
+	var wg sync.WaitGroup
+	for range 32 {
+		wg.Go(func() {
+			for {
+				select {
+				case <-ctx.Done():
+					return
+				case <-tick.C:
+					n.Add(1)
+					f()
+				}
 			}
-			return n
-		case <-tick.C:
-			n++
-			go func() { f(); done <- struct{}{} }()
-		}
+		})
 	}
+	wg.Wait()
+	return int(n.Load())
 }
 
 // pooled is a client that keeps its connections, as a busy caller does.

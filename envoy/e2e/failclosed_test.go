@@ -2,6 +2,7 @@ package e2e_test
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -159,10 +160,10 @@ func TestE2_Processes(t *testing.T) {
 
 // outcomes counts answers by kind under load.
 type outcomes struct {
-	mu               sync.Mutex
-	fine, refused    int
-	odd              []reply
-	lastFine, lastNo time.Time
+	mu            sync.Mutex
+	fine, refused int
+	row           int // good answers since the last refusal
+	odd           []reply
 }
 
 func (o *outcomes) add(a reply, err error) {
@@ -171,14 +172,35 @@ func (o *outcomes) add(a reply, err error) {
 	switch {
 	case err == nil && a.status == http.StatusOK:
 		o.fine++
-		o.lastFine = time.Now()
+		o.row++
 	case err == nil && (a.status >= 500 || a.status == http.StatusForbidden):
 		o.refused++
-		o.lastNo = time.Now()
+		o.row = 0
 	default:
 		a.body += " " + errText(err)
 		o.odd = append(o.odd, a)
+		o.row = 0
 	}
+}
+
+// refusals returns how many there were so far.
+func (o *outcomes) refusals() int {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.refused
+}
+
+// goOn waits until n calls of a load in a row were good, from now on.
+func (r *rig) goOn(o *outcomes, n int) {
+	r.t.Helper()
+	o.mu.Lock()
+	o.row = 0
+	o.mu.Unlock()
+	r.eventually(fmt.Sprintf("%d calls in a row are good", n), time.Minute, func() bool {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		return o.row >= n
+	})
 }
 
 func errText(err error) string {
@@ -188,31 +210,26 @@ func errText(err error) string {
 	return err.Error()
 }
 
-// under runs f in the middle of a load of 200 calls a second, which goes on for that
-// long, or, when that is 0, until f is done.
-func (r *rig) under(d time.Duration, f func()) *outcomes {
+// under runs f in the middle of a load of 200 calls a second: n calls in a row were
+// good before it, and n are after it.
+func (r *rig) under(n int, f func(*outcomes)) *outcomes {
 	r.t.Helper()
 	o := &outcomes{}
 	client := pooled()
 	defer client.CloseIdleConnections()
 	ctx, cancel := context.WithCancel(r.t.Context())
-	defer cancel()
-	if d > 0 {
-		ctx, cancel = context.WithTimeout(ctx, d)
-		defer cancel()
-	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
+	var wg sync.WaitGroup
+	end := func() { cancel(); wg.Wait() }
+	defer end()
+	wg.Go(func() {
 		load(ctx, 200, func() {
 			o.add(r.try(context.WithoutCancel(ctx), client, r.url+"/alpha/mcp", strings.NewReader("{}"), own("load")))
 		})
-	}()
-	f()
-	if d == 0 {
-		cancel()
-	}
-	<-done
+	})
+	r.goOn(o, n)
+	f(o)
+	r.goOn(o, n)
+	end()
 	if len(o.odd) > 0 {
 		r.t.Errorf("want answers of Envoy only, got %d others: %v", len(o.odd), o.odd[0])
 	}
@@ -223,15 +240,11 @@ func (r *rig) under(d time.Duration, f func()) *outcomes {
 // answered is refused; with the program back, calls go on.
 func TestE2_KillUnderLoad(t *testing.T) {
 	r := start(t, standard)
-	o := r.under(4*time.Second, func() {
-		time.Sleep(time.Second)
+	o := r.under(100, func(o *outcomes) {
 		r.proc.kill()
-		time.Sleep(300 * time.Millisecond)
+		r.eventually("calls are refused", 10*time.Second, func() bool { return o.refusals() > 0 })
 		r.proc = r.serve(r.policy, r.facts.Admin)
 	})
-	if o.fine < 100 || o.refused == 0 || o.lastFine.Before(o.lastNo) {
-		t.Errorf("want calls, then refusals, then calls again; got %d and %d", o.fine, o.refused)
-	}
 	if n := len(r.up("alpha").take()); n != o.fine {
 		t.Errorf("want %d requests at the upstream, one for each good answer, got %d", o.fine, n)
 	}

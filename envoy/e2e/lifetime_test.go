@@ -29,14 +29,14 @@ func TestO18_RevocationUnderLoad(t *testing.T) {
 	r.post("/alpha/mcp", "{}")
 	before := r.issuer.RequestsBy("alpha-client")
 	const revocations = 5
-	o := r.under(20*time.Second, func() {
+	o := r.under(100, func(*outcomes) {
 		for i := range revocations {
 			time.Sleep(3 * time.Second)
 			r.issuer.Revoke()
-			r.eventually("the new token is there", 3*time.Second, func() bool { return r.issuer.RequestsBy("alpha-client") == before+i+1 })
+			r.eventually("the new token is there", 10*time.Second, func() bool { return r.issuer.RequestsBy("alpha-client") == before+i+1 })
 		}
 	})
-	if o.refused != 0 || o.fine < 2000 {
+	if o.refused != 0 || o.fine < 500 {
 		t.Errorf("want no failure, got %d in %d calls", o.refused, o.refused+o.fine)
 	}
 	if n := r.issuer.RequestsBy("alpha-client") - before; n != revocations {
@@ -77,7 +77,7 @@ func lifetimes(t *testing.T, n int) {
 	r.proc = r.serve(r.policy, r.facts.Admin)
 	r.startEnvoy(r.render())
 	faults := []tokenstest.Fault{tokenstest.Status503, tokenstest.Hang, tokenstest.Reset, tokenstest.Status500, tokenstest.HTML}
-	o := r.under(time.Duration(n)*life, func() {
+	o := r.under(100, func(*outcomes) {
 		for i := range n {
 			// Each outage begins at another place of the life, to and fro: two
 			// that touch would be one of 8 s, which no token of 10 s survives.
@@ -89,7 +89,7 @@ func lifetimes(t *testing.T, n int) {
 			time.Sleep(life - outage - lead)
 		}
 	})
-	if o.refused != 0 || o.fine < n*1000 {
+	if o.refused != 0 || o.fine < n*300 {
 		t.Errorf("want no failure, got %d in %d calls", o.refused, o.refused+o.fine)
 	}
 	if n := expired.Load(); n != 0 {
