@@ -66,12 +66,12 @@ type FleetConfig struct {
 // without it each replica fetches for itself, and no call waits for it longer
 // than Patience. Its methods may be called from any goroutine.
 type Fleet struct {
-	cfg    FleetConfig
-	db     *redis.Client
-	ctx    context.Context //nolint:containedctx // the life of the connections
-	cancel context.CancelFunc
-	wg     sync.WaitGroup
-	link   *link
+	cfg      FleetConfig
+	db       *redis.Client
+	ctx      context.Context //nolint:containedctx // the life of the connections
+	cancel   context.CancelFunc
+	wg       sync.WaitGroup
+	link     *link
 	patience time.Duration
 }
 
