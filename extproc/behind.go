@@ -34,8 +34,9 @@ func (x *exchange) follow(up *policy.Upstream) (*policy.Upstream, policy.Reason)
 	return nil, policy.NoPolicy
 }
 
-// after has snap remember the policy before it, where an upstream moved.
-func (snap *snapshot) after(old *snapshot) {
+// after has snap remember the policy before it, where an upstream moved; where none did,
+// the one that is remembered still.
+func (snap *snapshot) after(old *snapshot, now time.Time) {
 	urls := make(map[string]string, len(old.set.Upstreams))
 	for _, up := range old.set.Upstreams {
 		urls[up.Name] = up.URL
@@ -44,9 +45,12 @@ func (snap *snapshot) after(old *snapshot) {
 		if url, ok := urls[up.Name]; ok && url != up.URL {
 			was := *old
 			was.before = nil
-			snap.before = &was
+			snap.before, snap.until = &was, now.Add(behindFor)
 			return
 		}
+	}
+	if now.Before(old.until) {
+		snap.before, snap.until = old.before, old.until
 	}
 }
 

@@ -57,8 +57,43 @@ func TestL6_EnvoyBehindThePolicy(t *testing.T) {
 			t.Errorf("%s: want %q, got %q", c.what, c.want, got)
 		}
 	}
+	if err := r.Load(set); err != nil { // nothing moves, and Envoy is as far behind as it was
+		t.Fatal(err)
+	}
+	if got := key(here); got != "api-canary" {
+		t.Errorf("a reload more, and Envoy is behind: got %q", got)
+	}
 	r.forget(r.snap.Load())
 	if got := key(here); got != "" || key(there) != "s3cret-canary" {
 		t.Errorf("an Envoy that stays behind: got %q", got)
+	}
+}
+
+// TestA11_SessionsOfTheURLBefore: while an Envoy is behind, what is known of sessions at
+// the old url holds there.
+func TestA11_SessionsOfTheURLBefore(t *testing.T) {
+	r := newSessionRig(t)
+	r.want(t, "allowed", "a", "alice", "hers")
+	moved := strings.NewReplacer("https://a.test/mcp", "https://moved.test/mcp", "https://A.test:443/mcp", "https://moved.test:443/mcp").Replace(sessionPolicy())
+	if err := r.Load(r.parse(t, moved)); err != nil {
+		t.Fatal(err)
+	}
+	behind := func(caller string) any {
+		s := newStream(t, []string{"a"}, headersRequest(nil, nil, "x-mcp-auth-key", caller, "mcp-session-id", "hers"))
+		s.ctx = metadata.NewIncomingContext(t.Context(), metadata.MD{upstreamKey: {"a"}, urlKey: {"https://a.test/mcp"}})
+		if err := r.Process(s); err != nil || len(s.sent) != 1 {
+			t.Fatalf("%d replies, %v", len(s.sent), err)
+		}
+		return described(s.sent[0])["reason"]
+	}
+	if got := behind("bob"); got != "session_mismatch" {
+		t.Errorf("her session, and bob: got %v", got)
+	}
+	if got := behind("alice"); got != "allowed" {
+		t.Errorf("her session, and alice: got %v", got)
+	}
+	r.forget(r.snap.Load())
+	if got := behind("alice"); got != "no_policy" {
+		t.Errorf("an Envoy that stays behind: got %v", got)
 	}
 }

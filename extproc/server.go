@@ -278,11 +278,12 @@ func (s *Server) LoadAfter(set *policy.Set, gate func()) error {
 		return fmt.Errorf("loading the policy: %w", err)
 	}
 	gate()
-	snap.after(s.snap.Load())
+	now := s.now()
+	snap.after(s.snap.Load(), now)
 	s.snap.Store(snap)
 	s.retain(snap)
 	if snap.before != nil {
-		time.AfterFunc(behindFor, func() { s.forget(snap) })
+		time.AfterFunc(snap.until.Sub(now), func() { s.forget(snap) })
 	}
 	return nil
 }

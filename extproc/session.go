@@ -98,16 +98,19 @@ func (ss *sessions) shelf(resource string) *shelf {
 	return s
 }
 
-// retain forgets the sessions of servers that the policy no longer has.
+// retain forgets the sessions of servers that neither the policy has nor, while Envoys
+// may be behind, the one before it.
 func (ss *sessions) retain(snap *snapshot) {
 	ss.mu.Lock()
 	defer ss.mu.Unlock()
 	kept := map[string]*shelf{}
 	var list []*shelf
-	for _, l := range snap.lanes {
-		if s := l.sessions; s != nil && kept[s.resource] == nil {
-			kept[s.resource] = s
-			list = append(list, s)
+	for ; snap != nil; snap = snap.before {
+		for _, l := range snap.lanes {
+			if s := l.sessions; s != nil && kept[s.resource] == nil {
+				kept[s.resource] = s
+				list = append(list, s)
+			}
 		}
 	}
 	for name, s := range ss.shelves {

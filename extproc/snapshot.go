@@ -3,6 +3,7 @@ package extproc
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/policy"
 	"github.com/envoy-mcp-auth/envoy-mcp-auth/tokens"
@@ -16,8 +17,9 @@ type snapshot struct {
 	known map[string]string
 	// callers and words are the names of callers and of reasons.
 	callers, words map[string]bool
-	// before is the policy that this one replaced, while Envoys may be behind.
+	// before is the policy that this one replaced, while Envoys may be behind: until then.
 	before *snapshot
+	until  time.Time
 }
 
 // lane is what the request path needs of one upstream.
