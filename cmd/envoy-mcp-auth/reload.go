@@ -209,11 +209,12 @@ func (p *parts) drop(a *app) {
 	}
 }
 
-// guard puts in force what the gate asks: before the decisions, so that no call
-// passes by what limits or switches off its upstream.
+// guard puts in force what the gate asks and what must be on record: before the
+// decisions, so that no call passes by what limits or switches off its upstream.
 func (p *parts) guard(a *app) {
 	a.limits.Use(p.plan)
 	a.watch.Load(p.set)
+	p.audit.Tighten()
 }
 
 // use puts the rest in force, after the decisions. Who is told of alerts does not

@@ -16,6 +16,7 @@ type Change struct {
 	was   found
 	feeds []*feed
 	same  bool
+	begun bool
 }
 
 // Prepare opens what an audit block asks for, nil for none, and changes nothing yet: what can
@@ -62,10 +63,23 @@ func (c *Change) Cancel() {
 // Commit puts the block in force. What was written to before, and is not any more,
 // is closed. It waits for that at most 2 s.
 func (c *Change) Commit() {
-	if c.same {
+	if c.same || c.begun {
 		return
 	}
+	c.begun = true
 	c.log.do(func() { c.log.writer.change(c) })
+}
+
+// Tighten has what has to be on record be so from now on, while Commit may still wait for
+// a disk that hangs: meanwhile Record holds to both blocks. Without a block before, it is Commit.
+func (c *Change) Tighten() {
+	switch {
+	case c.same || c.spec == nil || !c.spec.Required:
+	case c.log.mode.Load() == off:
+		c.Commit()
+	default:
+		c.log.mode.Store(strict)
+	}
 }
 
 // change is Commit, on the writer's goroutine.

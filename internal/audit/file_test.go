@@ -602,6 +602,48 @@ func TestWithdrawn(t *testing.T) {
 	}
 }
 
+// TestTighten: a record that a reload requires is required at once, also while the disk
+// before hangs.
+func TestTighten(t *testing.T) {
+	t.Parallel()
+	hangs := &slowPipe{let: make(chan struct{}, 1)}
+	for name, before := range map[string]*policy.Audit{"nothing before": nil, "a disk that hangs": {Stdout: true}} {
+		l := newLog(t)
+		l.cfg.Stdout, l.patience, l.strictPatience = hangs, time.Millisecond, 50*time.Millisecond
+		if before != nil {
+			commit(t, l, before)
+			if err := l.Record(decision(1)); err != nil {
+				t.Fatal(err)
+			}
+		} else {
+			l.strictPatience = 20 * time.Second
+		}
+		path := filepath.Join(t.TempDir(), "audit.jsonl")
+		c, err := l.Prepare(fileSpec(path))
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Tighten()
+		err = l.Record(decision(2))
+		if before != nil {
+			if !errors.Is(err, errSlow) {
+				t.Errorf("%s: want errSlow, got %v", name, err)
+			}
+			close(hangs.let)
+			l.strictPatience = 20 * time.Second
+		} else if err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		c.Commit()
+		record(t, l, 1)
+		l.Close()
+		sound(t, path)
+		if lines := written(t, path); lines[0].Kind != "start" || lines[1].Kind == "start" {
+			t.Errorf("%s: want one beginning, got %+v", name, lines)
+		}
+	}
+}
+
 // child runs this test binary again, as the program that the named test is about.
 func child(t *testing.T, name string, env ...string) *exec.Cmd {
 	t.Helper()
