@@ -361,6 +361,7 @@ func TestSessionsEnd(t *testing.T) {
 		"a reload": {false, func(r *sessionRig, _ map[string]any) { r.reload(t, sessionPolicy()) }},
 		"gone for a while": {true, func(r *sessionRig, _ map[string]any) {
 			r.reload(t, strings.ReplaceAll(sessionPolicy(), ".test", ".example"))
+			r.forget(r.snap.Load()) // no Envoy is behind any more
 			r.reload(t, sessionPolicy())
 		}},
 	} {
