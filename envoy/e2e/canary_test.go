@@ -150,11 +150,11 @@ func (r *rig) badFiles(t *testing.T) {
 	} {
 		r.write("policy.yaml", text)
 		r.proc.signal(syscall.SIGHUP)
-		r.eventually("the fault shows", 3*time.Second, func() bool { return r.proc.metric("mcp_auth_config_last_reload_successful") == 0 })
+		r.eventually("the fault shows", 10*time.Second, func() bool { return r.proc.metric("mcp_auth_config_last_reload_successful") == 0 })
 		r.told = append(r.told, r.keep("/status"))
 		r.write("policy.yaml", good)
 		r.proc.signal(syscall.SIGHUP)
-		r.eventually("it is healed", 3*time.Second, func() bool { return r.proc.metric("mcp_auth_config_last_reload_successful") == 1 })
+		r.eventually("it is healed", 10*time.Second, func() bool { return r.proc.metric("mcp_auth_config_last_reload_successful") == 1 })
 	}
 	r.write("fixed.secret", fixedKey+"\x01\n")
 	r.eventually("the key is refused", 5*time.Second, func() bool { return r.post("/fixed/mcp", "{}").status == http.StatusBadGateway })

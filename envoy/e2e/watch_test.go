@@ -262,10 +262,11 @@ func TestWatchReload(t *testing.T) {
 	r.eventually("alpha is switched off", 20*time.Second, off)
 	text := r.fill(strings.Replace(watched, "open: 1s, max_open: 2s", "open: 10m, max_open: 10m", 1))
 	reload := func(text string) {
-		before := r.proc.metric("mcp_auth_config_last_reload_success_timestamp_seconds")
+		const reloads = `mcp_auth_config_reloads_total{result="ok"}`
+		before := r.proc.metric(reloads)
 		r.write("policy.yaml", text)
 		r.eventually("the policy is in force", 10*time.Second, func() bool {
-			return r.proc.metric("mcp_auth_config_last_reload_success_timestamp_seconds") > before
+			return r.proc.metric(reloads) > before
 		})
 	}
 	reload(text + "# the same\n")
