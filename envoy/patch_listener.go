@@ -264,9 +264,9 @@ func (p *patcher) edge(hcm tree, i int) {
 	if !slices.ContainsFunc(legs(rc), func(l leg) bool { _, on := effective(f, l); return on }) {
 		p.remove(f.entry, "disabled", "every route that does not switch it on is unprotected")
 	}
-	for key, want := range map[string]string{"failure_mode_allow": "false", "observability_mode": "false", "disable_immediate_response": "false"} {
+	for _, key := range []string{"failure_mode_allow", "observability_mode", "disable_immediate_response"} {
 		if f.config.get(key).yes() {
-			p.put(f.config, key, p.value(want == "true"), "a call that is not decided must be refused, and a refusal has to be one")
+			p.put(f.config, key, p.value(false), "a call that is not decided must be refused, and a refusal has to be one")
 		}
 	}
 	if f.config.get("route_cache_action").enum(extprocv3.ExternalProcessor_RouteCacheAction_name) != "RETAIN" {
