@@ -74,7 +74,7 @@ func TestA3_OwnChallenge(t *testing.T) {
 				return allow(a)
 			},
 		} {
-			for _, url := range []string{l.url + "/a/mcp", l.url + "/root/x", l.own + "/sse", l.url + "/open/mcp"} {
+			for _, url := range []string{l.url + "/a/mcp", l.url + "/bare/x", l.own + "/sse", l.url + "/open/mcp"} {
 				if what == "second" && strings.Contains(url, "open") {
 					continue // it has no second attempt
 				}
@@ -99,7 +99,7 @@ func TestA3_ForgedReason(t *testing.T) {
 		w.Header().Set(envoy.ReasonHeader, "caller_invalid")
 		w.WriteHeader(status)
 	}, jwtEverywhere)
-	for _, url := range []string{l.url + "/a/mcp", l.url + "/root/x", l.own + "/sse", l.url + "/open/mcp"} {
+	for _, url := range []string{l.url + "/a/mcp", l.url + "/bare/x", l.own + "/sse", l.url + "/open/mcp"} {
 		got := post(t, url, "{}")
 		refused(t, got, http.StatusBadGateway, "upstream_rejected")
 		if got.header.Get("Www-Authenticate") != "" || len(got.header.Values(envoy.ReasonHeader)) != 1 {
@@ -124,8 +124,8 @@ func TestA2_Metadata(t *testing.T) {
 	for at, resource := range map[string]string{
 		l.url + known + "/a/mcp":    l.url + "/a/mcp",
 		l.url + known + "/open/mcp": l.url + "/open/mcp",
-		l.url + known + "/root":     l.url + "/root/",
-		l.url + known + "/root/":    l.url + "/root/",
+		l.url + known + "/bare":     l.url + "/bare/",
+		l.url + known + "/bare/":    l.url + "/bare/",
 		l.own + known + "/sse":      l.own + "/sse",
 	} {
 		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, at, http.NoBody)
@@ -151,7 +151,7 @@ func TestA2_Metadata(t *testing.T) {
 	}
 	for _, at := range []string{
 		l.url + known, l.url + known + "/", l.url + known + "/nobody/mcp", l.url + known + "/a", l.url + known + "/a/mcp/x",
-		l.url + "/root" + known, l.url + "/root" + known + "/mcp", l.own + known, l.own + known + "/other",
+		l.url + "/bare" + known, l.url + "/bare" + known + "/mcp", l.own + known, l.own + known + "/other",
 	} {
 		if got := post(t, at, ""); got.status != http.StatusForbidden || strings.Contains(got.body, "theirs") {
 			t.Errorf("%s: want 403, got %d %q", at, got.status, got.body)

@@ -175,7 +175,7 @@ type lab struct {
 }
 
 // newLab starts one Envoy whose upstreams all lead to one recorder:
-// a (path /mcp), root (no path), open (no credential), own (own listener).
+// a (path /mcp), bare (no path), open (no credential), own (own listener).
 func newLab(t *testing.T, h http.HandlerFunc, change ...func(*policy.Set)) *lab {
 	t.Helper()
 	binary := realenvoy.Require(t)
@@ -183,7 +183,7 @@ func newLab(t *testing.T, h http.HandlerFunc, change ...func(*policy.Set)) *lab 
 	sock := filepath.Join(l.dir, "grpc.sock")
 	serve(t, "unix", sock, l.script)
 	s := set(
-		upstream("a", l.up.URL+"/mcp"), upstream("root", l.up.URL), upstream("open", l.up.URL+"/mcp", withoutCredential),
+		upstream("a", l.up.URL+"/mcp"), upstream("bare", l.up.URL), upstream("open", l.up.URL+"/mcp", withoutCredential),
 		upstream("own", l.up.URL+"/sse", withListen(free(t))),
 	)
 	s.Server.Listen, s.Envoy.Listen = "unix://"+sock, free(t)
@@ -281,7 +281,7 @@ func ok(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok")
 func TestE1_ClosedBeforeReply(t *testing.T) {
 	l := newLab(t, ok)
 	l.set(func(asked) answer { return answer{} })
-	for _, path := range []string{"/a/mcp", "/root/x", "/open/mcp"} {
+	for _, path := range []string{"/a/mcp", "/bare/x", "/open/mcp"} {
 		got := post(t, l.url+path, "{}", "Authorization", "Bearer CALLER", "Cookie", "a=b", envoy.GuardHeader, strings.Split(path, "/")[1])
 		refused(t, got, http.StatusForbidden, "guard")
 	}
@@ -419,13 +419,13 @@ func TestC4_Paths(t *testing.T) {
 		{"/a/./mcp", "/mcp", 200},
 		{"/b/../a/mcp", "/mcp", 200},
 		{"/a/mcp/%2e%2e/mcp", "/mcp", 200}, // decoded and normalised before matching
-		{"/a/mcp/../../root/x", "/x", 200}, // is a request for root, and decided as one
-		{"/root", "/", 200},
-		{"/root/", "/", 200},
-		{"/root?x=//y", "/?x=//y", 200},
-		{"/root/x/root/y", "/x/root/y", 200},
-		{"//root//x", "/x", 200},
-		{"/root/;x", "/;x", 200},
+		{"/a/mcp/../../bare/x", "/x", 200}, // is a request for bare, and decided as one
+		{"/bare", "/", 200},
+		{"/bare/", "/", 200},
+		{"/bare?x=//y", "/?x=//y", 200},
+		{"/bare/x/bare/y", "/x/bare/y", 200},
+		{"//bare//x", "/x", 200},
+		{"/bare/;x", "/;x", 200},
 		{"/a/mcp;x", "", 403},
 		{"/a/mcpx", "", 403},
 		{"/a", "", 403},
@@ -447,7 +447,7 @@ func TestC4_Paths(t *testing.T) {
 		{"/a/mcp/..%3b/secret", "", 403},
 		{"/a/mcp/..%20/secret", "", 403},
 		{"/a/mcp/..%09", "", 403},
-		{"/root/%2e%2E;/secret", "", 403},
+		{"/bare/%2e%2E;/secret", "", 403},
 		{"/a/mcp/.well-known/x", "/mcp/.well-known/x", 200},
 		{"/a/mcp/.../x", "/mcp/.../x", 200},
 		{"/a/mcp/a..;b?q=/..;/", "/mcp/a..;b?q=/..;/", 200},
@@ -547,7 +547,7 @@ func TestC2C6_SpoofedHeaders(t *testing.T) {
 	})
 	post(t, l.url+"/a/mcp", "{}", "X-Fail", "1",
 		"x-envoy-retry-on", "5xx", "x-envoy-max-retries", "3", "x-envoy-upstream-rq-timeout-ms", "1",
-		"x-envoy-original-path", "/evil", "x-envoy-attempt-count", "7", "mcp-upstream", "root", envoy.GuardHeader, "a",
+		"x-envoy-original-path", "/evil", "x-envoy-attempt-count", "7", "mcp-upstream", "bare", envoy.GuardHeader, "a",
 		"x-forwarded-client-cert", "URI=spiffe://company/litellm", "x-envoy-decorator-operation", "evil",
 		"x-forwarded-host", "evil", "x-original-url", "/evil", "forwarded", "host=evil", "x-envoy-external-address", "1.2.3.4", "x-forwarded-proto", "https")
 	got := l.up.take()

@@ -22,7 +22,7 @@ var update = flag.Bool("update", false, "write the golden files")
 func rendered() map[string]*policy.Set {
 	plain := set(
 		upstream("protected_server", "https://protected-mcp.company.com/mcp"),
-		upstream("root", "http://127.0.0.1:9000"),
+		upstream("bare", "http://127.0.0.1:9000"),
 		upstream("open_server", "https://open-mcp.company.com/mcp", withoutCredential),
 		upstream("legacy-sse", "http://127.0.0.1:9001/sse", withListen("127.0.0.1:10001")),
 	)
